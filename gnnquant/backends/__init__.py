@@ -1,0 +1,113 @@
+"""``gnnquant.compile`` and the targets that it knows."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gnnquant.integer_graph import IntegerGraph
+    from gnnquant.runtime import CompiledModel
+
+__all__ = ["compile"]
+
+
+def compile(
+    model: Any,
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    target: str | dict[str, Any] = "llvm",
+    threads: int | None = None,
+) -> CompiledModel:
+    """Compile a converted model to integer code.
+
+    Args:
+        model: What :func:`gnnquant.convert` returned, with ranges (calibrated or fine-tuned).
+        example_inputs: Inputs on which the result is compared with the integer reference before it
+            is returned; ``None`` skips the comparison. The compiled model takes graphs of any size.
+        target: ``"llvm"`` for this machine, a TVM target (``{"kind": "llvm", "mcpu": ...}``), or
+            ``"reference"``: the same integer graph interpreted in torch.
+        threads: Threads of one call; ``None``: the processors that this process may use.
+
+    Returns:
+        A model that is called like the original, with torch tensors or numpy arrays.
+
+    Raises:
+        BackendError: A node cannot be lowered, a site has no range, or the comparison failed.
+    """
+    from gnnquant.converter import QuantizedModule
+    from gnnquant.passes.lowering import lower
+
+    if not isinstance(model, QuantizedModule):
+        raise BackendError(
+            f"compile takes what gnnquant.convert returned, not {type(model).__name__}: "
+            "call gnnquant.convert(model) first (bits=32 for a float model)"
+        )
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise BackendError(f"threads must be a positive integer, not {threads!r}")
+    graph = lower(model)
+    info = {
+        "bits": model.bits,
+        "sites": {site.name: site.bits for site in model.sites.values()},
+    }
+    compiled = (
+        _reference(graph, info)
+        if target == "reference"
+        else _tvm(graph, info, target, threads or _processors())
+    )
+    if example_inputs is not None and target != "reference":
+        _compare(compiled, _reference(graph, info), example_inputs)
+    return compiled
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _reference(graph: IntegerGraph, info: dict[str, Any]) -> CompiledModel:
+    from gnnquant.backends.reference import ReferenceExecutor
+    from gnnquant.runtime import CompiledModel
+    from gnnquant.runtime.plan import PlanInput
+
+    inputs = [
+        PlanInput(item.name, item.kind, item.columns, item.edge_index, item.optional) for item in graph.inputs
+    ]
+    shapes = [graph[name].shape for name in graph.outputs]
+    return CompiledModel(ReferenceExecutor(graph), inputs, shapes, {**info, "target": "reference"}, None)
+
+
+def _tvm(
+    graph: IntegerGraph, info: dict[str, Any], target: str | dict[str, Any], threads: int
+) -> CompiledModel:
+    from gnnquant.backends.tvm import build
+
+    build(graph, target=target, threads=threads)
+    raise NotImplementedError
+
+
+def _compare(
+    compiled: CompiledModel,
+    reference: CompiledModel,
+    example: tuple[Any, ...] | Mapping[str, Any],
+) -> None:
+    """Raise unless both compute the same on ``example``."""
+    import numpy as np
+
+    if isinstance(example, tuple):
+        pair = compiled(*example), reference(*example)
+    else:
+        pair = compiled(**example), reference(**example)
+    results = [item if isinstance(item, tuple) else (item,) for item in pair]
+    for index, outputs in enumerate(zip(*results, strict=True)):
+        got, wanted = (np.asarray(output) for output in outputs)
+        if not np.allclose(got, wanted, rtol=1e-5, atol=1e-6):
+            raise BackendError(
+                f"output {index} of the compiled model differs from the integer reference by "
+                f"{np.abs(got - wanted).max():.3g} on the example inputs: please report this model"
+            )

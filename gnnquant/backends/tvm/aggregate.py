@@ -1,0 +1,480 @@
+"""Sums over the edges of a destination row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gnnquant.backends.tvm.context import StoredCodes, StoredRows, fail
+from gnnquant.backends.tvm.emit import (
+    cast,
+    choose,
+    const,
+    maximum,
+    number,
+    product,
+    reinterpret,
+    shift_right,
+    shuffle,
+    span,
+    splat,
+    unary,
+)
+from gnnquant.backends.tvm.gemm import dot_words
+from gnnquant.backends.tvm.layout import round_up
+from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.values import Rows
+from gnnquant.integer_graph import EDGE_LEVELS
+
+if TYPE_CHECKING:
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.integer_graph import Node
+
+SLICE = 32768
+"""Edges whose sums fit 32 bits at any width: 32768 * 127 * 510 < 2^31."""
+AHEAD = 8
+"""Edges to prefetch ahead (at most ``GRAPH_PADDING``)."""
+LINE = 64
+"""Bytes of a cache line."""
+UNIT = np.float32(0.5 / EDGE_LEVELS)
+
+
+def aggregate_codes(kernel: RowKernel, node: Node) -> Rows:
+    """The op ``spmm``, for the rows of the block."""
+    stored = kernel.context.stored[resolve(kernel.context.graph, node.inputs[0])]
+    assert isinstance(stored, StoredCodes)
+    source = kernel.context.graph[resolve(kernel.context.graph, node.inputs[0])]
+    if node.attrs["reduce"] == "max":
+        if stored.scale or len(node.inputs) > 2:
+            raise fail(node, "reduce 'max' needs one scale per tensor and no edge weight")
+        return _largest_code(kernel, node, stored, source)
+    if node.attrs["reduce"] not in ("sum", "mean"):
+        raise fail(node, f"unknown reduction {node.attrs['reduce']!r}")
+    return _WeightedSum(kernel, node, stored, source).emit()
+
+
+class _WeightedSum:
+    """Integer sums of codes times 8-bit edge weights."""
+
+    def __init__(self, kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> None:
+        self.kernel = kernel
+        self.node = node
+        self.stored = stored
+        self.layout = stored.layout
+        self.source = source
+        self.zero2 = source.attrs["zero2"]
+        self.heads = node.attrs["heads"]
+        if node.columns % self.heads or self.layout.heads % self.heads:
+            raise fail(node, f"{node.columns} columns do not divide into {self.heads} heads")
+        graph = node.inputs[1]
+        self.indptr = kernel.graph_buffer(graph, "indptr")
+        self.indices = kernel.graph_buffer(graph, "indices")
+        self.codes = kernel.buffer(stored.buffer)
+        self.scales = kernel.buffer(stored.scale) if stored.scale else None
+        self.weights = None
+        if len(node.inputs) > 2:
+            self.weights = kernel.context.stored[node.inputs[2]]
+            assert isinstance(self.weights, StoredRows)
+        # one weight for all edges: 127 unless the scale is 0
+        self.constant = self.scales is None and self.weights is None
+        self.edges = ""
+        if not self.constant:
+            self.edges = kernel.context.add(
+                f"weights.{graph}.{self.heads}", "float32", (f"E:{graph}", self.heads), "workspace"
+            )
+        self.padded = round_up(self.layout.chunks * self.layout.per_chunk * self.layout.lanes, 16)
+        self.narrow = kernel.reserve("int32", self.padded)
+        self.wide = kernel.reserve("int64", self.padded)
+        self.sums = kernel.reserve("int64", self.heads)
+        self.unit = kernel.reserve("float32", self.heads)
+
+    def emit(self) -> Rows:
+        rows, save = self.kernel.local(self.node.columns)
+        self.save = save
+        self.kernel.each_row(self._row)
+        return rows
+
+    def _row(self, r: Any) -> None:
+        kernel, b = self.kernel, self.kernel.b
+        first = b.let(self.indptr[kernel.base + r])
+        degree = b.let(self.indptr[kernel.base + r + 1] - first)
+        self._edge_weights(first, degree)
+        slices = (degree + (SLICE - 1)) // SLICE
+        with b.when(slices != 1):
+            with b.loop(self.padded) as c:
+                kernel.save("int64", const(0, "int64"), self.wide + c)
+        with b.loop(slices) as index:
+            start = b.let(first + index * SLICE)
+            from tvm import tirx
+
+            count = b.let(tirx.min(const(SLICE), degree - index * SLICE))
+            self._accumulate(start, count)
+            with b.when(slices != 1), b.loop(self.padded) as c:
+                value = kernel.load("int64", self.wide + c)
+                value = value + cast(kernel.load("int32", self.narrow + c), "int64")
+                kernel.save("int64", value, self.wide + c)
+        b.branch(slices == 1, lambda: self._finish(r, degree), lambda: self._finish_wide(r, degree))
+
+    def _edge_weights(self, first: Any, degree: Any) -> None:
+        """8-bit edge weights (as int32, in the memory of floats), their sums and units."""
+        kernel, b, heads = self.kernel, self.kernel.b, self.heads
+        row_lines = range(0, self.layout.row_bytes, LINE)
+        if self.constant:
+            scale = np.float32(self.source.attrs["scale"])
+            weight, unit = _constant_weight(scale)
+            kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), self.sums)
+            kernel.save("float32", number(float(unit)), self.unit)
+            return
+        edges = kernel.buffer(self.edges)
+        largest = kernel.reserve("float32", heads)
+
+        def each(body: Any) -> None:
+            kernel.each(heads, body)
+
+        each(lambda h: kernel.save("float32", number(0.0), largest + h))
+        with b.loop(degree) as k:
+            e = b.let(first + k)
+            j = b.let(self.indices[e])
+            ahead = b.let(self.indices[e + AHEAD])
+            for line in row_lines:
+                b.prefetch(self.codes[ahead, line])
+
+            def value(h: Any) -> None:
+                weight = self._weight(e, h)  # noqa: B023
+                v = weight
+                if self.scales is not None:
+                    scale = self.scales[j]  # noqa: B023
+                    v = scale if weight is None else product(weight, scale, 1)
+                elif weight is not None:
+                    v = product(weight, number(float(np.float32(self.source.attrs["scale"]))), 1)
+                v = b.let(v)
+                b.store(edges, v, e, h)  # noqa: B023
+                best = maximum(kernel.load("float32", largest + h), unary("llvm.fabs", v, 1))
+                kernel.save("float32", best, largest + h)
+
+            each(value)
+
+        def unit(h: Any) -> None:
+            most = b.let(kernel.load("float32", largest + h))
+            kernel.save("float32", most * number(float(UNIT)), self.unit + h)
+            ratio = choose(most > number(0.0), number(EDGE_LEVELS) / most, number(0.0))
+            kernel.save("float32", ratio, largest + h)
+            kernel.save("int64", const(0, "int64"), self.sums + h)
+
+        each(unit)
+        with b.loop(degree) as k:
+
+            def code(h: Any) -> None:
+                e = first + k  # noqa: B023
+                t = edges[e, h] * kernel.load("float32", largest + h)
+                t = b.let(cast(unary("llvm.rint", t, 1), "int32"))
+                b.store(edges, reinterpret(t, "float32"), e, h)
+                total = kernel.load("int64", self.sums + h) + cast(t, "int64")
+                kernel.save("int64", total, self.sums + h)
+
+            each(code)
+
+    def _weight(self, e: Any, h: Any) -> Any:
+        if self.weights is None:
+            return None
+        return self.kernel.buffer(self.weights.buffer)[e, h]
+
+    def _code(self, e: Any, group: Any) -> Any:
+        """The 8-bit weight of edge e for the head of a group of columns."""
+        if self.constant:
+            return const(_constant_weight(np.float32(self.source.attrs["scale"]))[0])
+        value = self.kernel.buffer(self.edges)[e, self._head(group)]
+        return reinterpret(value, "int32")
+
+    def _head(self, group: Any) -> Any:
+        """The head (of this aggregation) of a group."""
+        if self.heads == 1:
+            return 0
+        return self.layout.head(group) // (self.layout.heads // self.heads)
+
+    def _accumulate(self, start: Any, count: Any) -> None:
+        """Sums of codes times weights over ``count`` edges into the int32 row."""
+        if self.layout.bits == 8:
+            self._accumulate_bytes(start, count)
+        else:
+            self._accumulate_packed(start, count)
+
+    def _accumulate_bytes(self, start: Any, count: Any) -> None:
+        kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
+        groups = self.layout.groups
+        together = _divisor(groups, 8)
+        pairs = lanes == kernel.lanes and kernel.machine.words
+
+        def block(index: Any) -> None:
+            acc = b.registers(together, "int32", lanes)
+            for g in range(together):
+                b.store(acc, splat(const(0), lanes), g)
+            with b.loop(count) as k:
+                e = b.let(start + k)
+                j = b.let(self.indices[e])
+                weight: Any = None
+                for g in range(together):
+                    group = index * together + g
+                    if weight is None or self.heads > 1:
+                        weight = b.let(splat(self._code(e, group), lanes))
+                    u = cast(self.codes[j, span(group * lanes, lanes)], "int32", lanes)
+                    if pairs:
+                        words = (
+                            reinterpret(v, "int16", 2 * lanes) for v in (u, weight)
+                        )
+                        term = dot_words(kernel.machine, *words)
+                    else:
+                        term = u * weight
+                    b.store(acc, acc[g] + term, g)
+            for g in range(together):
+                place = self.narrow + (index * together + g) * lanes
+                kernel.save("int32", acc[g], place, lanes)
+
+        kernel.each(groups // together, block)
+
+    def _accumulate_packed(self, start: Any, count: Any) -> None:
+        from tvm import tirx
+
+        kernel, b, layout = self.kernel, self.kernel.b, self.layout
+        lanes, per = layout.lanes, layout.per_chunk
+        # products of a code and a weight that fit 16 bits when added
+        run = 16 if layout.bits == 4 else 64
+        together = 1 if per == 8 or layout.chunks % 2 else 2
+        mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
+
+        def block(index: Any) -> None:
+            acc = b.registers(together * per, "int16", lanes)
+            base = self.narrow + index * (together * per * lanes)
+
+            def groups(body: Any) -> None:
+                for c in range(together):
+                    for i in range(per):
+                        body(c, i)
+
+            def some(first: Any, number_: Any, add: bool) -> None:
+                groups(lambda c, i: b.store(acc, splat(const(0, "int16"), lanes), c * per + i))
+                with b.loop(number_) as k:
+                    e = b.let(first + k)
+                    j = b.let(self.indices[e])
+                    weight: Any = None
+                    for c in range(together):
+                        chunk = index * together + c
+                        size = layout.chunk_bytes
+                        data = self.codes[j, span(chunk * size, size)]
+                        words = b.let(reinterpret(data, "uint16", lanes))
+                        for i in range(per):
+                            if weight is None or self.heads > 1:
+                                code = self._code(e, chunk * per + i)
+                                weight = b.let(splat(cast(code, "int16"), lanes))
+                            u = shift_right(words, i * layout.bits, "uint16", lanes)
+                            if i < per - 1:
+                                u = u & mask
+                            term = reinterpret(u, "int16", lanes) * weight
+                            b.store(acc, acc[c * per + i] + term, c * per + i)
+
+                def widen(c: int, i: int) -> None:
+                    parts = min(lanes, kernel.lanes)
+                    for part in range(0, lanes, parts):
+                        value = acc[c * per + i]
+                        if parts < lanes:
+                            value = shuffle([value], range(part, part + parts))
+                        value = cast(value, "int32", parts)
+                        place = base + (c * per + i) * lanes + part
+                        if add:
+                            value = value + kernel.load("int32", place, parts)
+                        kernel.save("int32", value, place, parts)
+
+                groups(widen)
+
+            some(start, tirx.min(count, const(run)), False)
+            with b.loop(tirx.max((count + (run - 1)) // run - 1, 0)) as more:
+                begin = b.let((more + 1) * run)
+                some(start + begin, tirx.min(const(run), count - begin), True)
+
+        kernel.each(layout.chunks // together, block)
+
+    def _scaled(self, value: Any, head: Any, degree: Any, lanes: int) -> Any:
+        """The float result of exact sums given as floats."""
+        kernel = self.kernel
+        y = product(value, splat(kernel.load("float32", self.unit + head), lanes), lanes)
+        if self.node.attrs["reduce"] == "mean":
+            y = y / splat(cast(maximum(degree, const(1)), "float32"), lanes)
+        return y
+
+    def _finish(self, r: Any, degree: Any) -> None:
+        kernel, layout = self.kernel, self.layout
+        lanes = min(layout.lanes, kernel.lanes)
+        parts = layout.lanes // lanes
+
+        def group(index: Any) -> None:
+            for part in range(parts):
+                place = self.narrow + index * layout.lanes + part * lanes
+                value = kernel.load("int32", place, lanes)
+                value = value + value
+                head = self._head(index)
+                if self.zero2:
+                    sums = cast(kernel.load("int64", self.sums + head), "int32") * const(self.zero2)
+                    value = value - splat(sums, lanes)
+                y = self._scaled(cast(value, "float32", lanes), head, degree, lanes)
+                self.save(r, layout.column(index) + part * lanes, y, lanes)
+
+        kernel.each(layout.groups, group)
+
+    def _finish_wide(self, r: Any, degree: Any) -> None:
+        """Rows without edges and rows of more than ``SLICE`` edges."""
+        kernel, layout = self.kernel, self.layout
+
+        def group(index: Any) -> None:
+            def column(c: Any) -> None:
+                value = kernel.load("int64", self.wide + index * layout.lanes + c)
+                head = self._head(index)
+                sums = kernel.load("int64", self.sums + head)
+                value = value + value - sums * const(self.zero2, "int64")
+                y = self._scaled(cast(value, "float32"), head, degree, 1)
+                self.save(r, layout.column(index) + c, y, 1)
+
+            with kernel.b.loop(layout.lanes) as c:
+                column(c)
+
+        kernel.each(layout.groups, group)
+
+
+def _constant_weight(scale: Any) -> tuple[int, Any]:
+    """The 8-bit weight of every edge, and its unit, where all edges weigh ``scale``."""
+    if not scale > 0:
+        return 0, np.float32(0)
+    ratio = np.float32(EDGE_LEVELS) / scale
+    return int(np.rint(scale * ratio)), scale * UNIT
+
+
+def _divisor(value: int, most: int) -> int:
+    """The largest divisor of ``value`` that is at most ``most``."""
+    return next(d for d in range(most, 0, -1) if value % d == 0)
+
+
+def _largest_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> Rows:
+    """``spmm`` with reduce "max"."""
+    b, layout = kernel.b, stored.layout
+    graph = node.inputs[1]
+    indptr = kernel.graph_buffer(graph, "indptr")
+    indices = kernel.graph_buffer(graph, "indices")
+    codes = kernel.buffer(stored.buffer)
+    rows, save = kernel.local(node.columns)
+    lanes, per, zero2 = layout.lanes, layout.per_chunk, source.attrs["zero2"]
+    half = float(np.float32(source.attrs["scale"]) * np.float32(0.5))
+    dtype = "uint8" if layout.bits == 8 else "uint16"
+
+    def row(r: Any) -> None:
+        first = b.let(indptr[kernel.base + r])
+        degree = b.let(indptr[kernel.base + r + 1] - first)
+
+        def chunk(index: Any) -> None:
+            acc = b.registers(per, dtype, lanes)
+            for i in range(per):
+                b.store(acc, splat(const(0, dtype), lanes), i)
+            with b.loop(degree) as k:
+                j = b.let(indices[first + k])
+                data = codes[j, span(index * layout.chunk_bytes, layout.chunk_bytes)]
+                for i in range(per):
+                    u = data
+                    if layout.bits != 8:
+                        words = reinterpret(data, "uint16", lanes)
+                        mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
+                        u = shift_right(words, i * layout.bits, "uint16", lanes) & mask
+                    b.store(acc, maximum(acc[i], u), i)
+            for i in range(per):
+                u = cast(acc[i], "int32", lanes)
+                value = cast(u + u - splat(const(zero2), lanes), "float32", lanes)
+                y = value * number(half, lanes)
+                y = choose(splat(degree > 0, lanes), y, number(0.0, lanes))
+                group = index * per + i
+                if isinstance(group, int) and group >= layout.groups:
+                    continue
+                save(r, layout.column(group), y, lanes)
+
+        kernel.each(layout.chunks, chunk)
+
+    kernel.each_row(row)
+    return rows
+
+
+def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
+    """The op ``float_spmm``, for the rows of the block."""
+    b, context = kernel.b, kernel.context
+    reduce, heads = node.attrs["reduce"], node.attrs["heads"]
+    if reduce not in ("sum", "mean", "max"):
+        raise fail(node, f"unknown reduction {reduce!r}")
+    graph = node.inputs[1]
+    indptr = kernel.graph_buffer(graph, "indptr")
+    indices = kernel.graph_buffer(graph, "indices")
+    base = kernel.base
+    x = kernel.float_rows(node.inputs[0])
+    head_columns = node.columns // heads
+    weights = context.stored[node.inputs[2]] if len(node.inputs) > 2 else None
+    start = float("-inf") if reduce == "max" else 0.0
+    rows, save = kernel.local(node.columns)
+
+    def source(j: Any, column: Any, lanes: int) -> Any:
+        # values are read relative to the block
+        return x.at(j - base, column, lanes)
+
+    def row(r: Any) -> None:
+        first = b.let(indptr[base + r])
+        degree = b.let(indptr[base + r + 1] - first)
+
+        def block(column: Any, lanes: int, vectors: int, head: Any) -> None:
+            acc = b.registers(vectors, "float32", lanes)
+            for v in range(vectors):
+                b.store(acc, number(start, lanes), v)
+            with b.loop(degree) as k:
+                e = b.let(first + k)
+                j = b.let(indices[e])
+                if vectors * lanes * 4 >= LINE:
+                    ahead = b.let(indices[e + AHEAD])
+                    for line in range(0, vectors * lanes * 4, LINE):
+                        _prefetch(kernel, x, ahead - base, column + line // 4)
+                weight = None
+                if weights is not None:
+                    weight = b.let(splat(kernel.buffer(weights.buffer)[e, head], lanes))
+                for v in range(vectors):
+                    term = source(j, column + v * lanes, lanes)
+                    if weight is not None:
+                        term = product(term, weight, lanes)
+                    value = maximum(acc[v], term) if reduce == "max" else acc[v] + term
+                    b.store(acc, value, v)
+            for v in range(vectors):
+                y = acc[v]
+                if reduce == "mean":
+                    y = y / splat(cast(maximum(degree, const(1)), "float32"), lanes)
+                if reduce == "max":
+                    y = choose(splat(degree > 0, lanes), y, number(0.0, lanes))
+                save(r, column + v * lanes, y, lanes)
+
+        lanes = kernel.lanes
+        if heads == 1 and (x.padded or node.columns % lanes == 0):
+            count = -(-node.columns // lanes)
+            vectors = _divisor(count, 8)
+            kernel.each(
+                count // vectors, lambda i: block(i * (vectors * lanes), lanes, vectors, 0)
+            )
+        elif heads == 1:
+            kernel.columns(node.columns, False, lambda j, width: block(j, width, 1, 0))
+        elif head_columns % lanes == 0:
+            vectors = _divisor(head_columns // lanes, 8)
+            width = vectors * lanes
+            kernel.each(
+                node.columns // width,
+                lambda i: block(i * width, lanes, vectors, i // (head_columns // width)),
+            )
+        else:
+            kernel.each(node.columns, lambda j: block(j, 1, 1, j // head_columns))
+
+    kernel.each_row(row)
+    return rows
+
+
+def _prefetch(kernel: RowKernel, x: Rows, r: Any, column: Any) -> None:
+    load = x.at(r, column, 1)
+    if hasattr(load, "buffer"):
+        kernel.b.prefetch(load)

@@ -1,0 +1,120 @@
+"""From PrimFuncs to the bytes of a shared library."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gnnquant.backends.tvm.emit import Machine
+from gnnquant.errors import BackendError
+
+ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+CONFIG = {
+    # the runtime checks shapes; the checks that TVM generates are larger than the kernels
+    "tirx.disable_assert": True,
+    # it merges register arrays of different types and then rejects the result
+    "tirx.disable_storage_rewrite": True,
+}
+
+
+def resolve_target(target: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The TVM target as a dictionary; without an ``mcpu`` it is the host's processor."""
+    from tvm.target import codegen
+
+    if target is None or target in ("llvm", "native"):
+        resolved: dict[str, Any] = {"kind": "llvm"}
+    elif isinstance(target, str):
+        raise BackendError(
+            f"tvm backend: unknown target {target!r}; use 'llvm' (this machine) or a dictionary "
+            "such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
+        )
+    else:
+        resolved = dict(target)
+    if resolved.get("kind") != "llvm":
+        raise BackendError(f"tvm backend: target kind {resolved.get('kind')!r} is not 'llvm'")
+    host = str(codegen.llvm_get_system_triple())
+    triple = resolved.get("mtriple", host)
+    if _architecture(triple) != _architecture(host):
+        raise BackendError(
+            f"tvm backend: cannot link for {triple!r} on {host!r}; build on such a machine"
+        )
+    if "mcpu" not in resolved and "mtriple" not in resolved:
+        resolved["mcpu"] = str(codegen.llvm_get_system_cpu())
+    return resolved
+
+
+def _architecture(triple: str) -> str:
+    name = triple.split("-", maxsplit=1)[0].lower()
+    return ARCHITECTURES.get(name, name)
+
+
+def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
+    """The vectors of a target, and the facts that an artifact stores about it."""
+    from tvm.target import Target, codegen
+
+    target = Target(resolved)
+    available = set(codegen.llvm_get_cpu_features(target))
+    x86 = _architecture(str(codegen.llvm_get_system_triple())) == "x86_64"
+    used: list[str] = []
+    machine = Machine(4)
+    if x86 and {"avx512f", "avx512bw"} <= available:
+        machine = Machine(16, "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512")
+        used = ["avx512f", "avx512bw"]
+    elif x86 and "avx2" in available:
+        machine = Machine(8, "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.pmadd.ub.sw")
+        used = ["avx2"]
+    elif x86:
+        bytes_ = "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else ""
+        machine = Machine(4, "llvm.x86.sse2.pmadd.wd", bytes_)
+        used = ["ssse3"] if bytes_ else []
+    if x86 and "bmi2" in available:
+        machine = Machine(machine.lanes, machine.words, machine.bytes, compress=True)
+        used.append("bmi2")
+    facts = {
+        "triple": resolved.get("mtriple", str(codegen.llvm_get_system_triple())),
+        "mcpu": resolved.get("mcpu", ""),
+        "features": sorted(available) if x86 else [],
+        "vector_features": used,
+        "architecture": ARCHITECTURES.get(platform.machine().lower(), platform.machine()),
+        "pointer_bits": 64,
+    }
+    return machine, facts
+
+
+def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
+    """Compile, link and strip.
+
+    Raises:
+        BackendError: Without a C++ compiler.
+    """
+    import tvm
+    from tvm.target import Target
+
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    compiler = compiler or shutil.which("clang++")
+    if not compiler:
+        raise BackendError("tvm backend: no C++ compiler found to link with; install g++ or set CXX")
+    with tvm.transform.PassContext(config=CONFIG):
+        module = tvm.compile(tvm.IRModule(functions), target=Target(resolved))
+    with tempfile.TemporaryDirectory(prefix="gnnquant-") as folder:
+        path = Path(folder) / "model.so"
+        module.export_library(
+            str(path), cc=compiler, options=["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
+        )
+        return path.read_bytes()
+
+
+def dump(functions: dict[str, Any]) -> None:
+    """Write the TIR of every kernel where ``GNNQUANT_DUMP`` says."""
+    folder = os.environ.get("GNNQUANT_DUMP")
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, function in functions.items():
+        (Path(folder) / f"tvm-{name}.txt").write_text(function.script())
+
+

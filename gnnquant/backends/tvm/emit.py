@@ -1,0 +1,319 @@
+"""A thin layer over TVM's IR builder: loops, stores, vectors and IEEE float arithmetic.
+
+Everything here hands out and takes TIR expressions (typed ``Any``: TVM has no stubs). A vector of
+one lane is a scalar, so that one piece of code serves vectors and tails.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of the target the kernels depend on.
+
+    Attributes:
+        lanes: float32 elements of a vector: 16, 8 or 4.
+        words: x86 name of the product of 16-bit pairs (pmaddwd) on such vectors, ``""`` elsewhere.
+        bytes: x86 name of the product of unsigned and signed byte pairs (pmaddubsw), ``""`` without
+            it.
+        compress: Whether ``pext`` exists.
+    """
+
+    lanes: int
+    words: str = ""
+    bytes: str = ""
+    compress: bool = False
+
+
+def const(value: float, dtype: str = "int32") -> Any:
+    """A scalar constant."""
+    from tvm import tirx
+
+    return tirx.const(value, dtype)
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """The name of a vector type, of the scalar type for one lane."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """``lanes`` copies of a scalar."""
+    from tvm import tirx
+
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def number(value: float, lanes: int = 1) -> Any:
+    """A float32 constant, rounded once."""
+    return splat(const(float(np.float32(value)), "float32"), lanes)
+
+
+def opaque(value: float, lanes: int = 1) -> Any:
+    """A float32 constant that neither TVM nor LLVM folds (both rewrite ``x / c``)."""
+    return splat(fence(const(float(np.float32(value)), "float32"), 1), lanes)
+
+
+def span(start: Any, lanes: int) -> Any:
+    """The index of ``lanes`` consecutive elements."""
+    from tvm import tirx
+
+    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def cast(value: Any, dtype: str, lanes: int = 1) -> Any:
+    """Conversion by value."""
+    from tvm import tirx
+
+    return tirx.Cast(vector_type(dtype, lanes), value)
+
+
+def bind(value: Any) -> Any:
+    """Evaluate once, before the statement that is being built."""
+    from tvm import tirx
+    from tvm.tirx.script import builder as T
+
+    if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
+        return value
+    return T.Bind(value)
+
+
+def reinterpret(value: Any, dtype: str, lanes: int = 1) -> Any:
+    """The same bits under another type."""
+    from tvm.tirx.script import builder as T
+
+    return T.reinterpret(value, dtype=vector_type(dtype, lanes))
+
+
+def intrinsic(name: str, dtype: str, *arguments: Any) -> Any:
+    """A pure LLVM intrinsic."""
+    from tvm.tirx.script import builder as T
+
+    return T.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def fence(value: Any, lanes: int) -> Any:
+    """``value``, which later operations cannot be contracted with."""
+    return intrinsic("llvm.arithmetic.fence", vector_type("float32", lanes), value)
+
+
+def product(x: Any, y: Any, lanes: int) -> Any:
+    """``x * y`` rounded to float32 before anything is added to it."""
+    return fence(x * y, lanes)
+
+
+def unary(name: str, x: Any, lanes: int) -> Any:
+    """A float32 intrinsic such as ``llvm.fabs``."""
+    return intrinsic(name, vector_type("float32", lanes), x)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """``x > y ? x : y`` (y where either is not a number)."""
+    from tvm import tirx
+
+    return tirx.Max(x, y)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """``x < y ? x : y`` (y where either is not a number)."""
+    from tvm import tirx
+
+    return tirx.Min(x, y)
+
+
+def choose(condition: Any, x: Any, y: Any) -> Any:
+    """Elementwise choice; both sides are evaluated."""
+    from tvm import tirx
+
+    return tirx.Select(condition, x, y)
+
+
+def shuffle(vectors: Sequence[Any], lanes: Sequence[int]) -> Any:
+    """The given lanes of the concatenated ``vectors``."""
+    from tvm import tirx
+
+    return tirx.Shuffle(list(vectors), [const(lane) for lane in lanes])
+
+
+def shift_left(x: Any, bits: int, dtype: str, lanes: int) -> Any:
+    """``x << bits`` on integers."""
+    from tvm.tirx.script import builder as T
+
+    return T.shift_left(x, splat(const(bits, dtype), lanes)) if bits else x
+
+
+def shift_right(x: Any, bits: int, dtype: str, lanes: int) -> Any:
+    """``x >> bits``, arithmetic for signed types."""
+    from tvm.tirx.script import builder as T
+
+    return T.shift_right(x, splat(const(bits, dtype), lanes)) if bits else x
+
+
+def all_of(*conditions: Any) -> Any:
+    """Conjunction."""
+    from tvm import tirx
+
+    return tirx.all(*conditions)
+
+
+def any_of(*conditions: Any) -> Any:
+    """Disjunction."""
+    from tvm import tirx
+
+    return tirx.any(*conditions)
+
+
+def fold_max(value: Any, lanes: int) -> Any:
+    """The largest lane of a float vector, by halving."""
+    while lanes > 1:
+        half = lanes // 2
+        low, high = shuffle([value], range(half)), shuffle([value], range(half, lanes))
+        value = maximum(low, high)
+        lanes = half
+    return value
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+class Builder:
+    """One PrimFunc under construction.
+
+    ``function`` runs a callback that emits the body; arguments may be declared before or within.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start the function ``name``."""
+        self.name = name
+        self._arguments: dict[str, Any] = {}
+        self._sizes: dict[str, Any] = {}
+
+    def size(self, name: str) -> Any:
+        """The int32 variable ``name``, bound by the shape of some argument."""
+        from tvm import tirx
+
+        if name not in self._sizes:
+            self._sizes[name] = tirx.Var(name, "int32")
+        return self._sizes[name]
+
+    def argument(self, name: str, shape: Sequence[Any], dtype: str, align: int = -1) -> Any:
+        """A buffer argument, in call order; the same buffer when asked for again.
+
+        ``align`` is its alignment in bytes, 64 by default.
+        """
+        from tvm.tirx.script import builder as T
+
+        if name not in self._arguments:
+            self._arguments[name] = T.Buffer(
+                tuple(shape), dtype, align=align, buffer_name=_identifier(name)
+            )
+        return self._arguments[name]
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """Names of the arguments in call order."""
+        return tuple(self._arguments)
+
+    def function(self, body: Callable[[], None]) -> Any:
+        """The finished PrimFunc."""
+        from tvm import tirx
+        from tvm.script.ir_builder import IRBuilder
+        from tvm.tirx.script import builder as T
+
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name(self.name)
+                T.func_attr({"global_symbol": self.name, "tirx.noalias": True})
+                body()
+        # the builder wants arguments before statements, but which there are is known only now
+        function = builder.get()
+        parameters = list(self._arguments.values())
+        return tirx.PrimFunc(parameters, function.body, function.ret_type, function.attrs)
+
+    @contextmanager
+    def loop(self, extent: Any) -> Iterator[Any]:
+        """A serial loop from 0 (TVM miscompiles others)."""
+        from tvm.tirx.script import builder as T
+
+        with T.serial(extent) as variable:
+            yield variable
+
+    @contextmanager
+    def shared_loop(self, threads: int) -> Iterator[Any]:
+        """A loop over threads, no loop for one."""
+        from tvm.tirx.script import builder as T
+
+        if threads == 1:
+            yield const(0)
+        else:
+            with T.parallel(threads) as variable:
+                yield variable
+
+    @contextmanager
+    def repeat(self, condition: Any) -> Iterator[None]:
+        """A while loop."""
+        from tvm.tirx.script import builder as T
+
+        with T.While(condition):
+            yield
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """Statements under a condition."""
+        from tvm.tirx.script import builder as T
+
+        with T.If(condition), T.Then():
+            yield
+
+    def branch(self, condition: Any, then: Callable[[], None], other: Callable[[], None]) -> None:
+        """Two alternatives."""
+        from tvm.tirx.script import builder as T
+
+        with T.If(condition):
+            with T.Then():
+                then()
+            with T.Else():
+                other()
+
+    def let(self, value: Any) -> Any:
+        """Evaluate once, here."""
+        return bind(value)
+
+    def store(self, buffer: Any, value: Any, *index: Any) -> None:
+        """``buffer[index] = value``."""
+        from tvm.tirx.script import builder as T
+
+        T.buffer_store(buffer, value, list(index))
+
+    def registers(self, count: int, dtype: str, lanes: int = 1) -> Any:
+        """A small array, indexed by constants only: LLVM keeps it in registers."""
+        from tvm.tirx.script import builder as T
+
+        return T.alloc_buffer((count,), vector_type(dtype, lanes), scope="global")
+
+    def prefetch(self, element: Any) -> None:
+        """Ask for the cache line of ``element``; any address is harmless."""
+        from tvm.tirx.script import builder as T
+
+        T.evaluate(T.Call("tirx.prefetch", [T.address_of(element), 0, 3, 1], ret_ty="void"))
+
+    def lazy(self, condition: Any, x: Any, y: Any) -> Any:
+        """Choice that evaluates one side."""
+        from tvm.tirx.script import builder as T
+
+        return T.if_then_else(condition, x, y)
+
+    cast = staticmethod(cast)
+    choose = staticmethod(choose)
+    all = staticmethod(all_of)
+    any = staticmethod(any_of)

@@ -1,0 +1,511 @@
+"""Matrix products of a block of rows with a constant weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gnnquant.backends.tvm.context import fail
+from gnnquant.backends.tvm.emit import (
+    cast,
+    choose,
+    const,
+    intrinsic,
+    number,
+    product,
+    reinterpret,
+    shift_left,
+    shift_right,
+    shuffle,
+    span,
+    splat,
+    vector_type,
+)
+from gnnquant.backends.tvm.layout import (
+    CHUNK,
+    WeightLayout,
+    pack_weight,
+    panels,
+    round_up,
+)
+from gnnquant.backends.tvm.values import Codes, Rows
+
+if TYPE_CHECKING:
+    from gnnquant.backends.tvm.context import Context
+    from gnnquant.backends.tvm.emit import Machine
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.integer_graph import Node, PackedWeight
+
+SPARSE_INPUTS = 64
+"""Fewest inputs of a weight for which zero codes are skipped."""
+SPARSE_SHARE = 3
+"""Zero codes are skipped where at most one code in this many is not zero."""
+FLOAT_PANEL = 256
+"""Inputs of a float panel: 256 by 16 floats are half of a first-level cache."""
+
+
+def dot_words(machine: Machine, x: Any, y: Any) -> Any:
+    """Sums of products of adjacent int16 pairs: int16x2V by int16x2V to int32xV."""
+    lanes = machine.lanes
+    if machine.words:
+        return intrinsic(machine.words, vector_type("int32", lanes), x, y)
+    x, y = reinterpret(x, "int32", lanes), reinterpret(y, "int32", lanes)
+
+    def low(v: Any) -> Any:
+        return shift_right(shift_left(v, 16, "int32", lanes), 16, "int32", lanes)
+
+    def high(v: Any) -> Any:
+        return shift_right(v, 16, "int32", lanes)
+
+    return low(x) * low(y) + high(x) * high(y)
+
+
+def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
+    """Sums of products of adjacent byte pairs, x unsigned: bytes x4V to int16x2V."""
+    return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
+
+
+def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
+    """The layout of a weight, declaring its buffers on first use."""
+    key = f"{group}.{name}"
+    if key not in context.weights:
+        weight = context.graph.weights[name]
+        lanes = context.machine.lanes
+        inputs, outputs = weight.shape
+        block = lanes if outputs <= lanes else 2 * lanes
+        padded = round_up(outputs, 4 * lanes if outputs >= 4 * lanes else block)
+        layout = WeightLayout(inputs, outputs, padded, block, group)
+        context.weights[key] = layout
+        packed = pack_weight(weight, padded)
+        context.constants[f"weight.{name}"] = packed
+        context.add(f"weight.{name}", "uint8", packed.shape, "constant")
+        unpacked = packed.size * (8 // weight.bits)
+        size = max(unpacked, round_up(inputs, 4) * padded)
+        context.add(f"unpacked.{name}", "int8", (round_up(size, CHUNK),), "workspace")
+        shape = (padded // block, layout.words, block)
+        context.add(f"dense{group}.{name}", "int32", shape, "workspace")
+    return context.weights[key]
+
+
+def integer_gemm(kernel: RowKernel, node: Node, q: Codes) -> Rows:
+    """``(f32(sum_k (2u - zero2) w) * (s / 2)) * c``."""
+    context, machine, lanes = kernel.context, kernel.machine, kernel.lanes
+    name = node.attrs["weight"]
+    weight = context.graph.weights[name]
+    integers = weight.integers.astype(np.int64)
+    levels, largest = 2**q.bits - 1, int(np.abs(integers).max(initial=0))
+    _check(node, weight, integers, q)
+    # bytes are exact while a pair of int16 sums cannot overflow, for at least 4 words
+    reach = 32767 // max(2 * levels * largest, 1)
+    group = 4 if machine.bytes and reach >= 4 else 2
+    layout = weight_layout(context, name, group)
+    stride = round_up(layout.padded, 16)
+    total = kernel.reserve("int32", kernel.block * stride)
+    sparse = q.zero2 == 0 and layout.inputs >= SPARSE_INPUTS and layout.outputs >= 4 * lanes
+    if sparse:
+        _sparse(kernel, q, layout, name, reach, total, stride)
+    else:
+        _dense(kernel, q, layout, name, reach, total, stride)
+    scale = context.pool(_padded(weight.column_scale, layout.padded))
+    correction = None
+    if q.zero2:
+        sums = (q.zero2 * integers.sum(axis=0)).astype(np.int32)
+        correction = context.pool(_padded(sums, layout.padded))
+
+    def at(r: Any, j: Any, width: int) -> Any:
+        value = kernel.load("int32", total + r * stride + j, width)
+        value = value + value
+        if correction is not None:
+            value = value - reinterpret(kernel.pool(correction + j, width), "int32", width)
+        half = splat(q.scale(r) * number(0.5), width)
+        return product(cast(value, "float32", width) * half, kernel.pool(scale + j, width), width)
+
+    return Rows(layout.outputs, True, at)
+
+
+def _padded(values: Any, size: int) -> Any:
+    out = np.zeros(size, dtype=values.dtype)
+    out[: values.size] = values
+    return out
+
+
+def _check(node: Node, weight: PackedWeight, integers: Any, q: Codes) -> None:
+    codes = weight.codes.astype(np.int64)
+    exact = 2 * codes - weight.zero2 if weight.zero2 % 2 else codes - weight.zero2 // 2
+    if (exact != integers).any():
+        raise fail(node, f"weight {node.attrs['weight']!r} has integers beyond 8 signed bits")
+    if weight.shape[0] != q.columns:
+        raise fail(node, f"its weight has {weight.shape[0]} inputs, its operand {q.columns} columns")
+    levels = max(2 * (2**q.bits - 1), q.zero2)
+    if int(np.abs(integers).sum(axis=0).max(initial=0)) * levels >= 2**31:
+        raise fail(
+            node,
+            f"{weight.shape[0]} inputs can exceed a 32-bit accumulator; use fewer bits or split it",
+        )
+
+
+def _dense(
+    kernel: RowKernel,
+    q: Codes,
+    layout: WeightLayout,
+    name: str,
+    reach: int,
+    total: int,
+    stride: int,
+) -> None:
+    """All codes of the block, ``tall`` rows by ``wide`` vectors at a time."""
+    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
+    group = layout.group
+    dense = kernel.buffer(f"dense{group}.{name}")
+    tall = 4 if kernel.block % 4 == 0 else kernel.block
+    wide = layout.block // lanes
+    words = kernel.reserve("uint16", kernel.block * q.stride) if group == 2 else 0
+    if group == 2:
+        _widen(kernel, q, layout, words)
+
+    def factor(row: Any, k: Any) -> Any:
+        """4 codes, or 2 widened ones, of a row in all lanes."""
+        if group == 4:
+            four = kernel.load("uint8", q.start + row * q.stride + k * 4, 4)
+            return reinterpret(splat(reinterpret(four, "int32"), lanes), "uint8", 4 * lanes)
+        two = kernel.load("uint16", words + row * q.stride + k * 2, 2)
+        return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
+
+    slices = -(-layout.words // reach) if group == 4 else 1
+    length = min(reach, layout.words) if slices > 1 else layout.words
+
+    def tile(above: Any, panel: Any) -> None:
+        narrow = group == 4
+        acc = b.registers(tall * wide, "int16" if narrow else "int32", (2 if narrow else 1) * lanes)
+        size = (2 if narrow else 1) * lanes
+        ones = splat(const(1, "int16"), 2 * lanes)
+
+        def place(r: int, c: int) -> Any:
+            return total + (above * tall + r) * stride + panel * layout.block + c * lanes
+
+        def part(index: Any) -> None:
+            for i in range(tall * wide):
+                b.store(acc, splat(const(0, "int16" if narrow else "int32"), size), i)
+            first = index * length
+            count: Any = length
+            if slices > 1:
+                from tvm import tirx
+
+                count = tirx.min(const(length), layout.words - first)
+            with b.loop(count) as step:
+                k = first + step
+                columns = [
+                    b.let(
+                        reinterpret(
+                            dense[panel, k, span(c * lanes, lanes)],
+                            "int8" if narrow else "int16",
+                            (4 if narrow else 2) * lanes,
+                        )
+                    )
+                    for c in range(wide)
+                ]
+                for r in range(tall):
+                    x = b.let(factor(above * tall + r, k))
+                    for c in range(wide):
+                        if narrow:
+                            value = dot_bytes(machine, x, columns[c])
+                        else:
+                            value = dot_words(machine, x, columns[c])
+                        b.store(acc, acc[r * wide + c] + value, r * wide + c)
+            for r in range(tall):
+                for c in range(wide):
+                    value = acc[r * wide + c]
+                    if narrow:
+                        value = dot_words(machine, value, ones)
+                    if slices > 1:
+                        value = value + kernel.load("int32", place(r, c), lanes)
+                    kernel.save("int32", value, place(r, c), lanes)
+
+        if slices > 1:
+            for r in range(tall):
+                for c in range(wide):
+                    kernel.save("int32", splat(const(0), lanes), place(r, c), lanes)
+        kernel.each(slices, part)
+
+    kernel.each(
+        layout.padded // layout.block,
+        lambda panel: kernel.each(kernel.block // tall, lambda above: tile(above, panel)),
+    )
+
+
+def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> None:
+    """16-bit copies of the codes."""
+    width = 2 * kernel.lanes
+    count = round_up(layout.rows, 8)
+
+    def row(r: Any) -> None:
+        def some(index: Any) -> None:
+            value = kernel.load("uint8", q.start + r * q.stride + index * width, width)
+            place = words + r * q.stride + index * width
+            kernel.save("uint16", cast(value, "uint16", width), place, width)
+
+        kernel.each(-(-count // width), some)
+
+    kernel.each_row(row)
+
+
+def _sparse(
+    kernel: RowKernel,
+    q: Codes,
+    layout: WeightLayout,
+    name: str,
+    reach: int,
+    total: int,
+    stride: int,
+) -> None:
+    """Skip zero codes where most codes of the block are zero, else do all."""
+    b = kernel.b
+    pitch = round_up(layout.inputs + 16, 32)
+    index = kernel.reserve("uint16", kernel.block * pitch)
+    value = kernel.reserve("uint8", kernel.block * pitch)
+    count = kernel.reserve("int32", kernel.block)
+    found = b.registers(1, "int32")
+    b.store(found, const(0), 0)
+
+    def scan(r: Any) -> None:
+        _compress(kernel, q, layout, r, index + r * pitch, value + r * pitch, count + r)
+        b.store(found, found[0] + kernel.load("int32", count + r), 0)
+
+    kernel.each_row(scan)
+
+    def skip() -> None:
+        def row(r: Any) -> None:
+            pairs = b.let((kernel.load("int32", count + r) + 1) // 2)
+            _pairs(
+                kernel,
+                layout,
+                name,
+                (reach if layout.group == 4 else 0),
+                (index + r * pitch, value + r * pitch, pairs, total + r * stride),
+            )
+
+        kernel.each_row(row)
+
+    b.branch(
+        found[0] * SPARSE_SHARE <= kernel.rows * layout.inputs,
+        skip,
+        lambda: _dense(kernel, q, layout, name, reach, total, stride),
+    )
+
+
+def _compress(
+    kernel: RowKernel, q: Codes, layout: WeightLayout, r: Any, index: Any, value: Any, count: Any
+) -> None:
+    """Positions and values of the codes of row r that are not 0, padded to a pair."""
+    b = kernel.b
+    found = b.registers(1, "int32")
+    b.store(found, const(0), 0)
+    start = q.start + r * q.stride
+    if kernel.machine.compress:
+
+        def wide(text: int) -> Any:
+            return const(text - 2**64 if text >= 2**63 else text, "int64")
+
+        low, top = wide(0x7F7F7F7F7F7F7F7F), wide(0x8080808080808080)
+        with b.loop(-(-layout.inputs // 8)) as word:
+            codes = b.let(reinterpret(kernel.load("uint8", start + word * 8, 8), "int64"))
+            flags = b.let((((codes & low) + low) | codes) & top)
+            # 0xFF in every byte that is not 0: each top bit, times 2, less itself shifted down
+            ones = b.let((flags - _logical(flags, 7)) | flags)
+            place = b.let(found[0])
+            picked = intrinsic("llvm.x86.bmi.pext.64", "int64", wide(0x0706050403020100), ones)
+            columns = cast(reinterpret(picked, "uint8", 8), "uint16", 8)
+            columns = columns + splat(cast(word * 8, "uint16"), 8)
+            kernel.save("uint16", columns, index + place, 8)
+            packed = intrinsic("llvm.x86.bmi.pext.64", "int64", codes, ones)
+            kernel.save("uint8", reinterpret(packed, "uint8", 8), value + place, 8)
+            bits = cast(intrinsic("llvm.ctpop.i64", "int64", flags), "int32")
+            b.store(found, place + bits, 0)
+    else:
+        with b.loop(layout.inputs) as k:
+            place = b.let(found[0])
+            code = b.let(kernel.load("uint8", start + k))
+            kernel.save("uint16", cast(k, "uint16"), index + place)
+            kernel.save("uint8", code, value + place)
+            b.store(found, place + choose(code != const(0, "uint8"), const(1), const(0)), 0)
+    kernel.save("int32", found[0], count)
+    kernel.save("uint16", const(0, "uint16"), index + found[0])
+    kernel.save("uint8", const(0, "uint8"), value + found[0])
+
+
+def _logical(value: Any, bits: int) -> Any:
+    """Logical right shift of an int64."""
+    return reinterpret(
+        shift_right(reinterpret(value, "uint64"), bits, "uint64", 1), "int64"
+    )
+
+
+def _pairs(
+    kernel: RowKernel,
+    layout: WeightLayout,
+    name: str,
+    reach: int,
+    places: tuple[Any, Any, Any, Any],
+) -> None:
+    """Sum weight rows times codes, two rows at a time; bytes where ``reach`` pairs fit int16."""
+    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
+    index, value, pairs, total = places
+    weights = kernel.buffer(f"unpacked.{name}")
+    narrow = reach > 0
+    width = (4 if narrow else 2) * lanes  # columns of one step
+    steps = min(4, layout.padded // width)
+    while layout.padded // width % steps:
+        steps -= 1
+    half = width // 2
+    order_low, order_high = _interleave(width, 16 if narrow else 8)
+
+    def load(k: Any, column: Any) -> Any:
+        data = weights[span(k * layout.padded + column, width)]
+        return data if narrow else cast(data, "int16", width)
+
+    def panel(number_: Any) -> None:
+        first = number_ * (steps * width)
+        kind = "int16" if narrow else "int32"
+        acc = b.registers(2 * steps, kind, half)
+
+        def clear() -> None:
+            for i in range(2 * steps):
+                b.store(acc, splat(const(0, kind), half), i)
+
+        def pair(p: Any) -> None:
+            k1 = b.let(cast(kernel.load("uint16", index + 2 * p), "int32"))
+            k2 = b.let(cast(kernel.load("uint16", index + 2 * p + 1), "int32"))
+            two = kernel.load("uint8", value + 2 * p, 2)
+            if narrow:
+                x = b.let(reinterpret(splat(reinterpret(two, "int16"), half), "uint8", width))
+            else:
+                both = reinterpret(cast(two, "uint16", 2), "int32")
+                x = b.let(reinterpret(splat(both, half), "int16", width))
+            for step in range(steps):
+                one = b.let(load(k1, first + step * width))
+                other = b.let(load(k2, first + step * width))
+                for side, order in enumerate((order_low, order_high)):
+                    mixed = shuffle([one, other], order)
+                    dot = dot_bytes(machine, x, mixed) if narrow else dot_words(machine, x, mixed)
+                    b.store(acc, acc[2 * step + side] + dot, 2 * step + side)
+
+        def flush(add: bool) -> None:
+            for step in range(steps):
+                low, high = b.let(acc[2 * step]), b.let(acc[2 * step + 1])
+                _store_sums(kernel, low, high, narrow, total + first + step * width, add)
+
+        if not narrow:
+            clear()
+            with b.loop(pairs) as p:
+                pair(p)
+            flush(False)
+            return
+        from tvm import tirx
+
+        clear()
+        with b.loop(tirx.min(pairs, const(reach))) as p:
+            pair(p)
+        flush(False)
+        if 2 * reach < layout.inputs:
+            with b.loop((pairs + (reach - 1)) // reach - 1) as more:
+                clear()
+                begin = b.let((more + 1) * reach)
+                with b.loop(tirx.min(pairs - begin, const(reach))) as p:
+                    pair(begin + p)
+                flush(True)
+
+    kernel.each(layout.padded // (steps * width), panel)
+
+
+def _interleave(width: int, run: int) -> tuple[list[int], list[int]]:
+    """Lane orders that interleave two vectors within 128-bit parts of ``run`` elements."""
+    low, high = [], []
+    for part in range(0, width, run):
+        for i in range(run // 2):
+            low += [part + i, width + part + i]
+            high += [part + run // 2 + i, width + part + run // 2 + i]
+    return low, high
+
+
+def _store_sums(
+    kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any, add: bool
+) -> None:
+    """Write two interleaved accumulators as int32 in column order."""
+    lanes = kernel.lanes
+    size = 2 * lanes if narrow else lanes  # lanes of an accumulator
+    run = 8 if narrow else 4  # columns that an accumulator holds of each 128-bit part
+    order = []
+    for part in range(size // run):
+        order += list(range(part * run, part * run + run))
+        order += list(range(size + part * run, size + part * run + run))
+    for begin in range(0, 2 * size, lanes):
+        value = shuffle([low, high], order[begin : begin + lanes])
+        if narrow:
+            value = cast(value, "int32", lanes)
+        if add:
+            value = value + kernel.load("int32", place + begin, lanes)
+        kernel.save("int32", value, place + begin, lanes)
+
+
+def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
+    """``x W`` in float32 with fused multiply-adds: the baseline that low bits are measured against."""
+    from tvm import tirx
+
+    b, context, lanes = kernel.b, kernel.context, kernel.lanes
+    array = context.graph.constants[node.attrs["array"]]
+    inputs, outputs = array.shape
+    block = lanes if outputs <= lanes else 2 * lanes
+    padded = round_up(outputs, block)
+    name = f"panels.{node.attrs['array']}"
+    context.constants[name] = panels(array, padded, block)
+    context.add(name, "float32", context.constants[name].shape, "constant")
+    weight = kernel.buffer(name)
+    tall, wide = (6 if kernel.block % 6 == 0 else 1), block // lanes
+    stride = round_up(padded, 16) + 16
+    start = kernel.reserve("float32", kernel.block * stride)
+
+    def place(above: Any, r: int, panel: Any, c: int) -> Any:
+        return start + (above * tall + r) * stride + panel * block + c * lanes
+
+    def tile(above: Any, panel: Any, first: Any, count: Any) -> None:
+        acc = b.registers(tall * wide, "float32", lanes)
+        for r in range(tall):
+            for c in range(wide):
+                b.store(acc, kernel.load("float32", place(above, r, panel, c), lanes), r * wide + c)
+        # rows beyond the last are computed again from it: they are never stored
+        rows = [b.let(tirx.min(above * tall + r, kernel.last - kernel.base)) for r in range(tall)]
+        with b.loop(count) as step:
+            k = first + step
+            columns = [b.let(weight[panel, k, span(c * lanes, lanes)]) for c in range(wide)]
+            for r in range(tall):
+                value = b.let(splat(x.at(rows[r], k, 1), lanes))
+                for c in range(wide):
+                    b.store(acc, acc[r * wide + c] + value * columns[c], r * wide + c)
+        for r in range(tall):
+            for c in range(wide):
+                kernel.save("float32", acc[r * wide + c], place(above, r, panel, c), lanes)
+
+    def clear(i: Any) -> None:
+        kernel.save("float32", splat(number(0.0), lanes), start + i * lanes, lanes)
+
+    kernel.each(kernel.block * stride // lanes, clear)
+
+    def part(index: Any) -> None:
+        first = index * FLOAT_PANEL
+        count: Any = inputs
+        if inputs > FLOAT_PANEL:
+            count = b.let(tirx.min(const(FLOAT_PANEL), inputs - first))
+        kernel.each(
+            padded // block,
+            lambda panel: kernel.each(
+                kernel.block // tall, lambda above: tile(above, panel, first, count)
+            ),
+        )
+
+    kernel.each(-(-inputs // FLOAT_PANEL), part)
+
+    def at(r: Any, j: Any, width: int) -> Any:
+        return kernel.load("float32", start + r * stride + j, width)
+
+    return Rows(outputs, True, at, True)

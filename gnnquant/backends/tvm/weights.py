@@ -1,0 +1,77 @@
+"""Kernels that unpack weights at the start of a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.backends.tvm.emit import (
+    Builder,
+    cast,
+    const,
+    reinterpret,
+    shift_left,
+    shift_right,
+    span,
+    splat,
+)
+from gnnquant.backends.tvm.layout import CHUNK
+
+if TYPE_CHECKING:
+    from gnnquant.backends.tvm.emit import Machine
+
+
+def unpack(name: str, bits: int, zero2: int) -> Any:
+    """``name(packed uint8 [chunks, CHUNK], unpacked int8 [size])``: codes to signed integers."""
+    b = Builder(name)
+    groups = 8 // bits
+    chunks = b.size("bytes")
+    packed = b.argument("packed", (chunks,), "uint8")
+    unpacked = b.argument("unpacked", (b.size("size"),), "int8")
+    offset = (zero2 if zero2 % 2 else zero2 // 2) % 256
+
+    def body() -> None:
+        with b.loop(chunks // CHUNK) as c:
+            data = b.let(packed[span(c * CHUNK, CHUNK)])
+            for group in range(groups):
+                u = shift_right(data, group * bits, "uint8", CHUNK)
+                if bits < 8:
+                    u = u & splat(const(2**bits - 1, "uint8"), CHUNK)
+                u = u + u if zero2 % 2 else u
+                u = u - splat(const(offset, "uint8"), CHUNK)
+                place = span((c * groups + group) * CHUNK, CHUNK)
+                b.store(unpacked, reinterpret(u, "int8", CHUNK), place)
+
+    return b.function(body)
+
+
+def interleave(name: str, group: int, machine: Machine) -> Any:
+    """``name(unpacked int8 [size], dense int32 [panels, words, block])``.
+
+    A word holds ``group`` consecutive k of a column: 4 int8 or 2 int16, the first in the low bits.
+    """
+    b = Builder(name)
+    lanes = machine.lanes
+    unpacked = b.argument("unpacked", (b.size("size"),), "int8")
+    panels, words, block = b.size("panels"), b.size("words"), b.size("block")
+    dense = b.argument("dense", (panels, words, block), "int32")
+    bits = 32 // group
+
+    def body() -> None:
+        padded = b.let(panels * block)
+        with b.loop(panels) as panel, b.loop(words) as k, b.loop(block // lanes) as c:
+            column = c * lanes
+            word = None
+            for i in range(group):
+                place = (k * group + i) * padded + panel * block + column
+                part = unpacked[span(place, lanes)]
+                if i < group - 1:
+                    unsigned = "uint8" if bits == 8 else "uint16"
+                    part = cast(part, f"int{bits}", lanes) if bits > 8 else part
+                    part = cast(reinterpret(part, unsigned, lanes), "int32", lanes)
+                else:
+                    part = cast(part, "int32", lanes)
+                part = shift_left(part, i * bits, "int32", lanes)
+                word = part if word is None else word | part
+            b.store(dense, word, panel, k, span(column, lanes))
+
+    return b.function(body)

@@ -1,0 +1,1 @@
+"""Graph rewrites: one pass a file, run and checked by the pipeline in ``base``."""

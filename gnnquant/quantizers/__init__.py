@@ -1,0 +1,5 @@
+"""Learnable quantizers: pure functions below, modules above."""
+
+from gnnquant.quantizers.modules import Quantized, Quantizer
+
+__all__ = ["Quantized", "Quantizer"]

@@ -1,0 +1,126 @@
+"""Integer operations as torch functions: what a converted model computes while it trains.
+
+Each takes centred codes and their scale (or plain floats and ``None``) and performs the arithmetic
+of ``gnnquant.integer_graph`` on float32 codes: sums of codes are exact below 2**24, scales multiply
+once, after the sum. The compiled model therefore computes the same numbers, and gradients flow to
+codes, scales and edge weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.quantizers.functional import round_through
+
+
+def dequantize(codes: Tensor, scale: Tensor | None) -> Tensor:
+    """``codes * scale``; ``codes`` where the quantizer is bypassed."""
+    return codes if scale is None else codes * scale
+
+
+def linear(
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Linear layer on codes.
+
+    Args:
+        x: [N, ..., K] codes, or values where ``x_scale`` is ``None``.
+        x_scale: Scalar or [N, ..., 1].
+        weight: [M, K] codes, or values where ``weight_scale`` is ``None``.
+        weight_scale: Scalar or [M, 1].
+        bias: [M] or ``None``.
+
+    Returns:
+        [N, ..., M]: ``((x @ weight.T) * x_scale) * weight_scale + bias``.
+    """
+    if x_scale is None or weight_scale is None:
+        x = x if x_scale is None else x * x_scale
+        weight = weight if weight_scale is None else weight * weight_scale
+        return functional.linear(x, weight, bias)
+    out = (functional.linear(x, weight) * x_scale) * weight_scale.reshape(-1)
+    return out if bias is None else out + bias
+
+
+def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
+    x: Tensor,
+    x_scale: Tensor | None,
+    edge_index: Tensor,
+    edge_weight: Tensor | None,
+    num_nodes: int,
+    reduce: str,
+) -> Tensor:
+    """Message passing ``out_i = reduce_(j -> i) edge_weight_ij * x_j`` on codes.
+
+    The source's scale rides on the edge weight, which is quantized to 8 bits with one factor per
+    destination (and head), so that the sum runs over integers.
+
+    Args:
+        x: [N, F] or [N, H, C] codes, or values where ``x_scale`` is ``None``.
+        x_scale: Scalar or [N, 1, ...].
+        edge_index: int64 [2, E]: sources, destinations.
+        edge_weight: ``None``, [E], or [E, H] for H heads.
+        num_nodes: Number of rows of the result.
+        reduce: ``"sum"``, ``"mean"`` or ``"max"``. ``"max"`` takes no edge weight and, on codes,
+            one scale for the tensor.
+
+    Returns:
+        [num_nodes, ...] of the row shape of ``x``; rows without edges are 0.
+    """
+    source, target = edge_index[0], edge_index[1]
+    if reduce == "max":
+        out = _aggregate(x.index_select(0, source), target, num_nodes, "amax")
+        return out if x_scale is None else out * x_scale
+    if x_scale is None:
+        message = x.index_select(0, source)
+        if edge_weight is not None:
+            message = message * _per_head(edge_weight, x.dim())
+        out = _aggregate(message, target, num_nodes, "sum")
+    else:
+        value = _edge_scales(x_scale, source, edge_weight)
+        largest = torch.zeros(
+            (num_nodes, value.size(1)), dtype=value.dtype, device=value.device
+        ).scatter_reduce(0, target.view(-1, 1).expand_as(value), value.detach().abs(), "amax")
+        levels = torch.full_like(largest, EDGE_LEVELS)
+        ratio = torch.where(largest > 0, levels / largest.clamp(min=1e-38), torch.zeros(()))
+        scaled = value * ratio.index_select(0, target)
+        codes = round_through(scaled, scaled.round())
+        message = x.index_select(0, source) * _per_head(codes, x.dim())
+        out = _aggregate(message, target, num_nodes, "sum")
+        out = out * _per_head(largest * (1 / EDGE_LEVELS), x.dim())
+    if reduce == "mean":
+        count = torch.bincount(target, minlength=num_nodes).clamp(min=1).to(out.dtype)
+        out = out / count.view(-1, *[1] * (out.dim() - 1))
+    return out
+
+
+def _edge_scales(x_scale: Tensor, source: Tensor, edge_weight: Tensor | None) -> Tensor:
+    """Scale of every edge's message per unit of code, [E, heads]."""
+    if x_scale.dim() == 0:
+        scale = x_scale.expand(source.size(0), 1)
+    else:
+        scale = x_scale.reshape(-1, 1).index_select(0, source)
+    if edge_weight is None:
+        return scale
+    return edge_weight.reshape(source.size(0), -1) * scale if source.size(0) else scale
+
+
+def _per_head(value: Tensor, dim: int) -> Tensor:
+    """[R], [R, 1] or [R, H] -> [R, 1, ...] or [R, H, 1], to multiply rows of ``dim - 1`` axes."""
+    if value.dim() == 1 or value.size(1) == 1:
+        return value.reshape(-1, *[1] * (dim - 1))
+    return value.view(*value.shape, *[1] * (dim - value.dim()))
+
+
+def _aggregate(message: Tensor, target: Tensor, num_nodes: int, reduce: str) -> Tensor:
+    out = message.new_zeros((num_nodes, *message.shape[1:]))
+    if reduce == "sum":
+        return out.index_add(0, target, message)
+    index = target.view(-1, *[1] * (message.dim() - 1)).expand_as(message)
+    return out.scatter_reduce(0, index, message, reduce, include_self=False)

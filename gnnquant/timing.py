@@ -1,0 +1,56 @@
+"""Latencies that can be compared: measured in one process, in turns, on one thread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+WARM_UP_ROUNDS = 3
+
+
+def interleaved_medians(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 50, seconds: float = 5.0
+) -> dict[str, float]:
+    """Median milliseconds of each call, all of them measured in turns.
+
+    Turns put a slow moment of the machine on every contestant alike.
+
+    Args:
+        calls: Name -> what to time.
+        rounds: Measurements of each call.
+        seconds: Stop after this time, but not before 5 rounds.
+
+    Returns:
+        Name -> median latency in milliseconds.
+    """
+    for _ in range(WARM_UP_ROUNDS):
+        for call in calls.values():
+            call()
+    measured: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for number in range(rounds):
+        if number >= 5 and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            measured[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values) for name, values in measured.items()}
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Run torch on one thread inside of the block."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,127 @@
+"""Lowering and the reference interpreter against the converted model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gnnquant
+from gnnquant.errors import BackendError, InputError
+from gnnquant.integer_graph import PackedWeight, pack_codes, unpack_codes
+from gnnquant.passes.lowering import lower
+from gnnquant.quantizers.calibration import calibrate
+from tests import zoo
+
+LOWERED = [
+    "gcn", "sage_mean", "sage_max", "gin", "gat", "appnp", "residual_gcn", "jumping_gcn",
+    "pyg_gcn", "pyg_gat",
+]  # fmt: skip
+
+
+def _calibrated(name: str, bits: int) -> nn.Module:
+    q = gnnquant.convert(zoo.build(name).eval(), bits=bits)
+    graph = zoo.random_graph(60, 300, seed=5)
+    return calibrate(q, [(graph.x, graph.edge_index)])
+
+
+@pytest.mark.parametrize("name", LOWERED)
+@pytest.mark.parametrize("bits", [32, 8, 4, 2])
+def test_reference_equals_the_model(name: str, bits: int) -> None:
+    """The interpreted integer graph computes what the fake-quantized model does in eval mode."""
+    q = _calibrated(name, bits)
+    compiled = gnnquant.compile(q, target="reference")
+    for nodes, edges in zoo.GRAPH_SIZES:
+        graph = zoo.random_graph(nodes, edges, seed=nodes)
+        with torch.no_grad():
+            wanted = q(graph.x, graph.edge_index)
+        got = compiled(graph.x, graph.edge_index)
+        # A rounding tie moves one code by one step; everything else agrees to float32 precision.
+        close = torch.isclose(got, wanted, rtol=1e-4, atol=1e-5)
+        assert float(close.float().mean()) >= 0.999
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_codes_agree_site_by_site(bits: int) -> None:
+    """Every code of the reference equals the fake quantizer's, but for counted ties of one step."""
+    q = _calibrated("gcn", bits)
+    graph = zoo.random_graph(500, 3000, seed=9)
+    seen: dict[str, torch.Tensor] = {}
+    for site in q.sites.values():
+        if site.kind != "weight":
+            q.get_submodule(site.quantizer).register_forward_hook(
+                lambda module, args, out, name=site.name: seen.update(
+                    {name: out.codes + int(module.zero2) / 2}
+                )
+            )
+    with torch.no_grad():
+        q(graph.x, graph.edge_index)
+    executor = gnnquant.compile(q, target="reference")._executor
+    prepared = executor.prepare({"edge_index": graph.edge_index.numpy()}, 500)
+    values = executor.evaluate(prepared, {"x": graph.x.numpy()}, 500)
+    for name, codes in seen.items():
+        difference = (values[name].codes - codes).abs()
+        assert float(difference.max()) <= 1
+        assert float((difference > 0).float().mean()) <= 0.001
+
+
+def test_weights_are_packed_at_their_width() -> None:
+    """A 2-bit weight takes 2 bits."""
+    graph = lower(_calibrated("gcn", 2))
+    for weight in graph.weights.values():
+        assert weight.data.nbytes == -(-weight.shape[0] * weight.shape[1] // 4)
+        assert set(np.unique(weight.integers)) <= {-3, -1, 1, 3}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packing_round_trips(bits: int) -> None:
+    """Codes survive packing, whatever their number."""
+    codes = np.random.default_rng(0).integers(0, 2**bits, 1001).astype(np.uint8)
+    packed = pack_codes(codes, bits)
+    assert packed.nbytes == -(-1001 * bits // 8)
+    np.testing.assert_array_equal(unpack_codes(packed, bits, 1001), codes)
+    weight = PackedWeight(bits, 2**bits, (7, 143), packed, np.ones(143, np.float32))
+    assert weight.integers.min() >= -(2 ** (bits - 1))
+
+
+def test_what_cannot_be_lowered_is_named() -> None:
+    """A general edge function has no integer form yet: the error says where and why."""
+    q = _calibrated("edge_conv", 4)
+    with pytest.raises(BackendError, match="conv1"):
+        gnnquant.compile(q, target="reference")
+
+
+def test_uncalibrated_models_are_refused() -> None:
+    """The error says what to call."""
+    q = gnnquant.convert(zoo.build("gcn"), bits=8)
+    with pytest.raises(BackendError, match="calibrate"):
+        gnnquant.compile(q, target="reference")
+    with pytest.raises(BackendError, match="convert"):
+        gnnquant.compile(zoo.build("gcn"), target="reference")
+    with pytest.raises(BackendError, match="threads"):
+        gnnquant.compile(q, target="reference", threads=0)
+
+
+def test_reference_checks_its_graph() -> None:
+    """Indices out of range are an InputError with the position."""
+    compiled = gnnquant.compile(_calibrated("gcn", 8), target="reference")
+    graph = zoo.random_graph()
+    wrong = graph.edge_index.clone()
+    wrong[1, 3] = 99
+    with pytest.raises(InputError, match="99"):
+        compiled(graph.x, wrong)
+
+
+def test_edge_weights_are_an_input() -> None:
+    """Optional edge weights that were given in tracing are an input of the compiled model."""
+    model = zoo.build("pyg_gcn").eval()
+    graph = zoo.random_graph(50, 200)
+    example = {"x": graph.x, "edge_index": graph.edge_index, "edge_weight": graph.edge_weight}
+    q = calibrate(gnnquant.convert(model, example, bits=8), [example])
+    compiled = gnnquant.compile(q, target="reference")
+    other = zoo.random_graph(31, 90, seed=3)
+    with torch.no_grad():
+        wanted = q(other.x, other.edge_index, edge_weight=other.edge_weight)
+    got = compiled(other.x, other.edge_index, edge_weight=other.edge_weight)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,33 @@
+"""Specifications per kind and per site."""
+
+from __future__ import annotations
+
+import pytest
+
+from gnnquant.config import QuantConfig, QuantSpec
+
+
+def test_later_and_narrower_settings_win() -> None:
+    """Defaults, then the kind, then globs in order."""
+    config = QuantConfig(
+        message=QuantSpec(bits=4),
+        sites={
+            "convs.*": QuantSpec(granularity="tensor"),
+            "convs.0.*": QuantSpec(bits=2),
+        },
+    )
+    assert config.resolve("convs.0.message", "message", 8) == QuantSpec(2, "tensor", True)
+    assert config.resolve("convs.1.message", "message", 8) == QuantSpec(4, "tensor", True)
+    assert config.resolve("lin.weight", "weight", 8) == QuantSpec(8, "column", True)
+    assert config.resolve("output", "output", 8).enabled is False
+    assert config.resolve("conv.skip", "skip", 2).bits == 8
+
+
+def test_bad_values_are_refused() -> None:
+    """Widths and granularities that do not exist."""
+    with pytest.raises(ValueError, match="bits"):
+        QuantSpec(bits=3)
+    with pytest.raises(ValueError, match="granularity"):
+        QuantSpec(granularity="block")
+    with pytest.raises(ValueError, match="not for it"):
+        QuantConfig(weight=QuantSpec(granularity="row")).resolve("w", "weight", 8)
