@@ -80,16 +80,13 @@ def iterate(data: Data | Iterable[Data]) -> Iterator[Data]:
         yield data
         return
     if isinstance(data, Iterator):
-        raise InputError(
-            f"a {type(data).__name__} can be read only once; pass a list or a loader of graphs"
-        )
+        raise InputError(f"a {type(data).__name__} can be read only once; pass a list or a loader of graphs")
     if isinstance(data, BaseData) or not isinstance(data, Iterable):
         raise InputError(f"expected a Data or a loader of Data, not a {type(data).__name__}")
     for graph in data:
         if not isinstance(graph, HomogeneousData):
             raise InputError(
-                f"expected a Data or a loader of Data, not a {type(data).__name__} of "
-                f"{type(graph).__name__}"
+                f"expected a Data or a loader of Data, not a {type(data).__name__} of {type(graph).__name__}"
             )
         yield graph
 

@@ -31,7 +31,7 @@ COLUMNS = (
     ("latency", 10),
     ("vs eager PyG", 12),
     ("vs own FP32", 11),
-    ("equals reference", 16),
+    ("equals ref.", 12),
 )
 
 
@@ -116,13 +116,13 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         "epochs": options.epochs,
         "rows": [],
     }
-    console.print("  ".join(name.rjust(width) for name, width in COLUMNS), style="bold")
+    console.print("  ".join(name.rjust(width) for name, width in COLUMNS), style="bold", soft_wrap=True)
     for bits in (FLOAT_BITS, *options.bits):
         row = _row(options, data, model, fp32, bits)
-        console.print("  ".join(_cells(row)), highlight=False)
+        console.print("  ".join(_cells(row)), highlight=False, soft_wrap=True)
         results["rows"].append(asdict(row))
         write_json(options.out / "results.json", results)
-    console.print(f"artifacts and results.json are in {options.out}")
+    console.print(f"artifacts and results.json are in {options.out}", soft_wrap=True)
     return results
 
 
@@ -136,16 +136,14 @@ def trained_model(options: DemoOptions, data: Data, console: Console) -> nn.Modu
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = MODELS[options.model](data.num_features, int(data.y.max()) + 1)
-    run = {
-        name: getattr(options, name) for name in ("dataset", "model", "epochs", "seed")
-    }
+    run = {name: getattr(options, name) for name in ("dataset", "model", "epochs", "seed")}
     checkpoint = options.out / f"{options.dataset}-{options.model}-fp32.pt"
     if checkpoint.is_file():
         try:
             saved = torch.load(checkpoint, weights_only=True)
         except Exception as error:
             # torch.load documents no set of exceptions for a damaged file.
-            raise ArtifactError(f"{checkpoint} cannot be read ({error}): delete it") from error
+            raise ArtifactError(f"{checkpoint} cannot be read ({type(error).__name__}): delete it") from error
         if saved["run"] == run:
             console.print(f"FP32: loaded from {checkpoint}")
             model.load_state_dict(saved["state"])
@@ -163,9 +161,7 @@ def write_json(path: Path, content: object) -> None:
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _row(
-    options: DemoOptions, data: Data, model: nn.Module, fp32: CompiledModel, bits: int
-) -> Row:
+def _row(options: DemoOptions, data: Data, model: nn.Module, fp32: CompiledModel, bits: int) -> Row:
     """Fine-tune, compile, check, save and time one width."""
     import torch
 
@@ -181,7 +177,8 @@ def _row(
         compiled = gnnquant.compile(q, threads=1)
     reference = gnnquant.compile(q, target="reference")
 
-    path = options.out / f"{options.model}-int{bits}.gnnq"
+    kind = "fp32" if bits == FLOAT_BITS else f"int{bits}"
+    path = options.out / f"{options.model}-{kind}.gnnq"
     compiled.save(path)
     inputs = (data.x, data.edge_index)
     scores, expected = compiled(*inputs), reference(*inputs)

@@ -271,9 +271,12 @@ class _Best:
 
     def offer(self, epoch: int, metric: float | None) -> None:
         """Keep the model's present state if it is better."""
-        if metric is None or self.metric is None or metric > self.metric:
-            self._keep(epoch, metric)
-        elif metric == self.metric and epoch > self._settled:
+        if (
+            metric is None
+            or self.metric is None
+            or metric > self.metric
+            or (metric == self.metric and epoch > self._settled)
+        ):
             self._keep(epoch, metric)
 
     def restore(self) -> None:
@@ -281,14 +284,10 @@ class _Best:
         self._q.load_state_dict(self._state)
 
 
-def _optimizer(
-    q: nn.Module, lr: float, weight_decay: float, range_lr: float
-) -> torch.optim.Optimizer:
+def _optimizer(q: nn.Module, lr: float, weight_decay: float, range_lr: float) -> torch.optim.Optimizer:
     """Adam over two groups: weights, and the quantizers' ranges without decay."""
     ranges = {
-        id(parameter)
-        for quantizer in quantizers_of(q).values()
-        for parameter in quantizer.parameters()
+        id(parameter) for quantizer in quantizers_of(q).values() for parameter in quantizer.parameters()
     }
     trained = [parameter for parameter in q.parameters() if parameter.requires_grad]
     if not trained:

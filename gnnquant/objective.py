@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +12,8 @@ from gnnquant.data import model_inputs
 from gnnquant.errors import FineTuneError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch_geometric.data import Data
 
     from gnnquant.data import Inputs
@@ -131,8 +132,7 @@ class Objective:
                 self._soft_labels = soft
         if soft.shape != output.shape:
             raise FineTuneError(
-                f"the teacher's scores have shape {list(soft.shape)}, the model's "
-                f"{list(output.shape)}"
+                f"the teacher's scores have shape {list(soft.shape)}, the model's {list(output.shape)}"
             )
         log_probabilities = F.log_softmax(output, dim=-1)
         return F.kl_div(log_probabilities[rows], soft[rows], reduction="batchmean")
@@ -144,9 +144,7 @@ class Objective:
         with torch.no_grad():
             scores = self._teacher(**model_inputs(self._teacher, data, self._inputs))
         if not isinstance(scores, Tensor):
-            raise FineTuneError(
-                f"the teacher returns a {type(scores).__name__}, not class scores [N, C]"
-            )
+            raise FineTuneError(f"the teacher returns a {type(scores).__name__}, not class scores [N, C]")
         return scores
 
 
@@ -185,8 +183,7 @@ def _examples(role: Literal["train", "val"], data: Data, rows: Tensor) -> Tensor
     mask = data[name]
     if mask.dim() != 1:
         raise FineTuneError(
-            f"{name} has shape {list(mask.shape)}; choose one split: "
-            f"data.{name} = data.{name}[:, 0]"
+            f"{name} has shape {list(mask.shape)}; choose one split: data.{name} = data.{name}[:, 0]"
         )
     if mask.dtype != torch.bool or mask.size(0) != rows.size(0):
         raise FineTuneError(

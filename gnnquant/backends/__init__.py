@@ -85,10 +85,23 @@ def _reference(graph: IntegerGraph, info: dict[str, Any]) -> CompiledModel:
 def _tvm(
     graph: IntegerGraph, info: dict[str, Any], target: str | dict[str, Any], threads: int
 ) -> CompiledModel:
-    from gnnquant.backends.tvm import build
+    from importlib.metadata import version
 
-    build(graph, target=target, threads=threads)
-    raise NotImplementedError
+    from gnnquant.backends.tvm import build
+    from gnnquant.runtime.artifact import ArtifactPayload, model_from_payload
+    from gnnquant.runtime.host import requirements
+
+    built = build(graph, target=target, threads=threads)
+    facts = built.target
+    metadata = {
+        **info,
+        "gnnquant": version("gnnquant"),
+        "tvm": version("apache-tvm"),
+        "target": requirements(facts["triple"], facts["mcpu"], facts["features"]),
+    }
+    return model_from_payload(
+        ArtifactPayload(built.plan, built.constants, built.library, metadata)
+    )
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -144,6 +145,26 @@ class Pipeline:
             if not ok(module):
                 return step.name
         return ""
+
+
+def remove_dead_nodes(module: fx.GraphModule) -> None:
+    """Erase nodes without users, except those that work in place: their users read what they wrote.
+
+    ``fx.Graph.eliminate_dead_code`` does not know which methods and modules work in place.
+    """
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not _in_place(module, node):
+            module.graph.erase_node(node)
+
+
+def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    changes_operand = name.endswith("_") and not name.endswith("__")
+    return changes_operand or name.startswith("i") and hasattr(operator, f"__{name}__") or bool(
+        node.kwargs.get("inplace") or "out" in node.kwargs
+    )
 
 
 def _dump(module: fx.GraphModule, index: int, name: str) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 
 from gnnquant import ir
 from gnnquant.config import QuantConfig, QuantSpec
-from gnnquant.passes.base import Pass, PassResult
+from gnnquant.passes.base import Pass, PassResult, remove_dead_nodes
 from gnnquant.passes.sites import Site, SiteNamer, is_dropout, join, message_site
 from gnnquant.quantizers import ops
 from gnnquant.quantizers.modules import Quantizer
@@ -63,7 +63,7 @@ class InsertQuantizers(Pass):
                 inserter.quantize_values(node, message_site(node), "message")
             elif node.op == "output":
                 self._outputs(inserter, node)
-        module.graph.eliminate_dead_code()
+        remove_dead_nodes(module)
         return PassResult(len(inserter.sites), tuple(inserter.notes))
 
     @staticmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import fx
 
 from gnnquant import ir
-from gnnquant.passes.base import Pass, PassResult
+from gnnquant.passes.base import Pass, PassResult, remove_dead_nodes
 from gnnquant.quantizers import ops
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RecognizePropagation(Pass):
                     notes.append(f"{node.args[1]}: {reason}")
                 else:
                     changed += 1
-        module.graph.eliminate_dead_code()
+        remove_dead_nodes(module)
         return PassResult(changed, tuple(notes))
 
 

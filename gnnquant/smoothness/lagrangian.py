@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,9 +91,7 @@ class LagrangianDriver(ABC):
             FineTuneError: When the model has nothing to constrain.
         """
         steps = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, SmoothnessConstraint)
+            name: module for name, module in model.named_modules() if isinstance(module, SmoothnessConstraint)
         }
         if steps:
             return PropagationDriver(model, steps, smoothness)
@@ -166,10 +165,9 @@ class LayerDriver(LagrangianDriver):
         updates = [node for node in model.graph.nodes if node.target is ir.update]
         if len(updates) < 2:
             raise FineTuneError(
-                f"smoothness= compares consecutive message-passing layers, and the model has "
-                f"{len(updates)}"
+                f"smoothness= compares consecutive message-passing layers, and the model has {len(updates)}"
             )
-        self._names = [f"{a.args[1]} -> {b.args[1]}" for a, b in zip(updates, updates[1:])]
+        self._names = [f"{a.args[1]} -> {b.args[1]}" for a, b in pairwise(updates)]
         self._bound = 0.1 if smoothness.bound is None else smoothness.bound
         self._damping = smoothness.damping
         self._lr = 0.1 if smoothness.multiplier_lr is None else smoothness.multiplier_lr
@@ -186,8 +184,7 @@ class LayerDriver(LagrangianDriver):
         rows = {value.size(0) for value in updates}
         if len(rows) > 1:
             raise FineTuneError(
-                f"smoothness= compares layers over the same nodes, and the layers have "
-                f"{sorted(rows)} rows"
+                f"smoothness= compares layers over the same nodes, and the layers have {sorted(rows)} rows"
             )
         energies = torch.stack([dirichlet_energy(value.flatten(1), edge_index) for value in updates])
         excess = (energies[1:] - energies[:-1]).abs() - self._bound

@@ -157,8 +157,7 @@ class SmoothPropagation(MessagePassing):
             raise InputError(f"K must be at least 1, not {K}")
         if not (eta > 0 and mu >= 0 and budget > 0):
             raise InputError(
-                f"eta and budget must be positive and mu not negative: eta={eta}, mu={mu}, "
-                f"budget={budget}"
+                f"eta and budget must be positive and mu not negative: eta={eta}, mu={mu}, budget={budget}"
             )
         super().__init__(aggr="add")
         self.K = K
@@ -176,6 +175,7 @@ class SmoothPropagation(MessagePassing):
         """Start again from the initial slacks and multipliers."""
         super().reset_parameters()
         for constraint in self.constraints:
+            assert isinstance(constraint, SmoothnessConstraint)
             constraint.reset_parameters()
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: OptTensor = None) -> Tensor:

@@ -91,6 +91,8 @@ def _reject_wrappers(model: object) -> None:
             )
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("the model is a TorchScript module; trace the Python module it was made from")
+    if any(isinstance(module, TracedModule) for module in model.modules()):
+        raise TraceError("the model is traced already; trace the module that it was made from")
     lazy = [n for n, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
     if lazy:
         raise TraceError(f"'{lazy[0]}' has no shape yet; run the model once on your data before tracing it")

@@ -36,6 +36,8 @@ TRACE_LOCK = threading.RLock()
 """Held while a model is traced: one trace at a time in a process."""
 
 _NEVER_PATCHED = frozenset({"torch", "builtins", "numpy", "gnnquant", "typing", "sys"})
+_OWN_LAYERS = "gnnquant.smoothness"
+"""The part of gnnquant that users put into their models: patched like their own code."""
 
 
 @contextlib.contextmanager
@@ -117,14 +119,16 @@ def _patch_globals(model: nn.Module, undo: contextlib.ExitStack) -> None:
     } - _NEVER_PATCHED
     tops.add("torch_geometric")
     for name, module in list(sys.modules.items()):
-        if not isinstance(module, ModuleType) or name.partition(".")[0] in _NEVER_PATCHED:
+        own_layers = name.startswith(_OWN_LAYERS)
+        top = name.partition(".")[0]
+        if not isinstance(module, ModuleType) or (top in _NEVER_PATCHED and not own_layers):
             continue
         names = vars(module)
         for key, value in list(names.items()):
             if id(value) in wrapped:
                 names[key] = wrapped[id(value)]
                 undo.callback(names.__setitem__, key, value)
-        if name.partition(".")[0] in tops:
+        if top in tops or own_layers:
             for key, stand_in in BUILTIN_STAND_INS.items():
                 if key not in names:
                     names[key] = stand_in

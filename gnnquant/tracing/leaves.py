@@ -54,9 +54,10 @@ def is_leaf_module(module: nn.Module) -> bool:
     """Whether ``module`` stays one ``call_module`` node.
 
     It does when its ``forward`` is torch's own (also in a subclass that only changes ``__init__``), or
-    when it is one of PyG's linear layers, norms and aggregations. Containers are looked through.
+    when it is one of PyG's linear layers, norms and aggregations, or when its class says so with
+    ``traced_as_leaf = True``. Containers are looked through.
     """
-    if isinstance(module, (*_PYG_LEAVES, torch.jit.ScriptModule)):
+    if isinstance(module, (*_PYG_LEAVES, torch.jit.ScriptModule)) or getattr(module, "traced_as_leaf", False):
         return True
     if "forward" in vars(module):  # replaced on the instance: the user's own code
         return False

@@ -108,7 +108,7 @@ class TrainingFlag(int):
     def __bool__(self) -> bool:
         recorder = current_recorder()
         if recorder is not None:
-            recorder.note("training-branch", f"a branch on {self.path or 'the model'}.training")
+            recorder.note("training-branch", f"a branch on {self.path or 'model'}.training")
         return int.__bool__(self)
 
     def __eq__(self, other: object) -> bool:

@@ -105,7 +105,7 @@ def test_multipliers_rise_while_the_bound_is_broken_and_fall_while_it_holds() ->
 
 
 def test_descent_and_ascent_reach_the_bound() -> None:
-    """min |w - w0|^2 under the constraint ends on the bound, not inside and not outside of it."""
+    """Min |w - w0|^2 under the constraint ends on the bound, not inside and not outside of it."""
     model = traced(2)
     bound = 0.02
     driver = LayerDriver(model, Smoothness(bound=bound, multiplier_lr=0.1, damping=5.0))

@@ -16,12 +16,12 @@ from tests.smoothness.test_functional import dense, features, random_graph
 CONSTANTS = {"mu": 4.0, "eta": 0.15, "budget": 0.03, "multiplier_lr": 1e-2, "slack_lr": 0.1}
 
 
-def dense_reference(h0, adjacency, edges, steps, multipliers, slacks):  # type: ignore[no-untyped-def]
-    """``method.md``, line by line; updates the lists of multipliers and slacks."""
+def dense_reference(h0, adjacency, edges, multipliers, slacks):  # type: ignore[no-untyped-def]
+    """``method.md``, line by line; one step a multiplier. Updates the multipliers and slacks."""
     mu, eta, budget = CONSTANTS["mu"], CONSTANTS["eta"], CONSTANTS["budget"]
     laplacian = np.eye(len(adjacency)) - adjacency
     h = h0
-    for k in range(steps):
+    for k in range(len(multipliers)):
         pulled = (1 - (1 + mu) * eta) * h + mu * eta * adjacency @ h + eta * h0
         d = pulled - h
         lam, s = multipliers[k], slacks[k]
@@ -40,7 +40,7 @@ def test_training_passes_follow_the_equations() -> None:
     layer.reset_parameters()  # 0.05 in float64, not the float32 that was converted
     multipliers, slacks = [0.05] * 3, [0.05] * 3
     for _ in range(3):
-        expected = dense_reference(h0.numpy(), adjacency, edges.size(1), 3, multipliers, slacks)
+        expected = dense_reference(h0.numpy(), adjacency, edges.size(1), multipliers, slacks)
         np.testing.assert_allclose(layer(h0, graph).numpy(), expected, rtol=1e-12)
     for step, multiplier, slack in zip(layer.constraints, multipliers, slacks, strict=True):
         assert float(step.multiplier) == pytest.approx(multiplier)

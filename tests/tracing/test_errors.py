@@ -186,6 +186,11 @@ def test_things_that_are_no_model():
         trace(nn.DataParallel(zoo.build("gcn")), tuple(zoo.random_graph()[:2]))
 
 
+def test_traced_models_are_not_traced_again(traced):
+    with pytest.raises(TraceError, match=r"traced already"):
+        trace(traced("gin")[1], tuple(zoo.random_graph()[:2]))
+
+
 def test_models_that_cannot_be_copied():
     model = zoo.build("gcn")
     model.handle = (i for i in range(3))

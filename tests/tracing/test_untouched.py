@@ -60,7 +60,9 @@ def world():
     )
 
 
-@pytest.mark.parametrize(("name", "training"), zip(zoo.MODELS, itertools.cycle([True, False]), strict=False))
+@pytest.mark.parametrize(
+    ("name", "training"), list(zip(zoo.MODELS, itertools.cycle([True, False]), strict=False))
+)
 def test_model_and_process_are_as_before(name, training):
     model = zoo.build(name).train(training)
     graph = zoo.random_graph()

@@ -102,7 +102,8 @@ def gcn_norm(state: State, node: Node, _: Any, weight: Tensor | None = None) -> 
         added = csr.edge_id < 0
         weight = torch.where(added, _scalar(node.attrs["fill"]), torch.ones(()))
     degree = _segment_sum(weight, csr)
-    root = _inverse(degree.clamp(min=0).sqrt())
+    # numpy's square root is rounded correctly; torch's may be MKL's, which is not.
+    root = _inverse(torch.from_numpy(np.sqrt(degree.clamp(min=0).numpy())))
     return (root[csr.source] * weight) * root[csr.target]
 
 

@@ -174,17 +174,17 @@ def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
     unpacked = set()
     for key, layout in context.weights.items():
         name = key.split(".", maxsplit=1)[1]
-        weight = context.graph.weights[name]
+        weight, group = context.graph.weights[name], layout.group
         if name not in unpacked:
             unpacked.add(name)
             function = f"unpack_{weight.bits}_{weight.zero2}"
             if function not in functions:
                 functions[function] = unpack(function, weight.bits, weight.zero2)
             calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}")))
-        function = f"interleave_{layout.group}"
+        function = f"interleave_{group}"
         if function not in functions:
-            functions[function] = interleave(function, layout.group, context.machine)
-        calls.append(Call(function, (f"unpacked.{name}", f"dense{layout.group}.{name}")))
+            functions[function] = interleave(function, group, context.machine)
+        calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}")))
     return calls
 
 

@@ -65,15 +65,24 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
         machine = Machine(16, "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512")
         used = ["avx512f", "avx512bw"]
     elif x86 and "avx2" in available:
-        machine = Machine(8, "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.pmadd.ub.sw")
+        machine = Machine(
+            8,
+            "llvm.x86.avx2.pmadd.wd",
+            "llvm.x86.avx2.pmadd.ub.sw",
+            "llvm.x86.avx.cvt.ps2dq.256",
+            ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
+        )
         used = ["avx2"]
     elif x86:
         bytes_ = "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else ""
-        machine = Machine(4, "llvm.x86.sse2.pmadd.wd", bytes_)
+        machine = Machine(
+            4,
+            "llvm.x86.sse2.pmadd.wd",
+            bytes_,
+            "llvm.x86.sse2.cvtps2dq",
+            ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128"),
+        )
         used = ["ssse3"] if bytes_ else []
-    if x86 and "bmi2" in available:
-        machine = Machine(machine.lanes, machine.words, machine.bytes, compress=True)
-        used.append("bmi2")
     facts = {
         "triple": resolved.get("mtriple", str(codegen.llvm_get_system_triple())),
         "mcpu": resolved.get("mcpu", ""),
@@ -103,7 +112,7 @@ def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="gnnquant-") as folder:
         path = Path(folder) / "model.so"
         module.export_library(
-            str(path), cc=compiler, options=["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
+            str(path), cc=compiler, options=[*([] if os.environ.get("KEEP") else ["-s"]), "-Wl,--gc-sections", "-Wl,--build-id=none"]
         )
         return path.read_bytes()
 

@@ -8,7 +8,17 @@ import numpy as np
 
 from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.context import Kernel, StoredRows, fail
-from gnnquant.backends.tvm.emit import choose, maximum, number, opaque, product, unary
+from gnnquant.backends.tvm.emit import (
+    cast,
+    choose,
+    const,
+    maximum,
+    minimum,
+    number,
+    opaque,
+    product,
+    unary,
+)
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.integer_graph import ELEMENTWISE
 
@@ -262,11 +272,20 @@ class RootKernel(EdgeKernel):
         weight = self._norm_weight(node)
         begin = b.let(self.indptr[i])
         total = b.registers(1, "float32")
+        if len(node.inputs) == 1 and float(node.attrs.get("fill", 1.0)) == 1.0:
+            # ones add up to the degree, exactly as far as float32 counts
+            limit = const(2**24)
+            degree = minimum(self.indptr[i + 1] - begin, limit)
+            self._store_root(node, i, cast(degree, "float32"))
+            return
         b.store(total, number(0.0), 0)
         with b.loop(self.indptr[i + 1] - begin) as k:
             e = b.let(begin + k)
             b.store(total, total[0] + weight(e, i, 0), 0)
-        root = b.let(unary("llvm.sqrt", maximum(total[0], number(0.0)), 1))
+        self._store_root(node, i, total[0])
+
+    def _store_root(self, node: Node, i: Any, degree: Any) -> None:
+        root = self.b.let(unary("llvm.sqrt", maximum(degree, number(0.0)), 1))
         value = choose(root > number(0.0), number(1.0) / root, number(0.0))
-        b.store(self.buffer(degree_roots(self.context, node)), value, i)
+        self.b.store(self.buffer(degree_roots(self.context, node)), value, i)
 

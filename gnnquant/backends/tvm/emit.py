@@ -25,13 +25,15 @@ class Machine:
         words: x86 name of the product of 16-bit pairs (pmaddwd) on such vectors, ``""`` elsewhere.
         bytes: x86 name of the product of unsigned and signed byte pairs (pmaddubsw), ``""`` without
             it.
-        compress: Whether ``pext`` exists.
+        rounding: x86 name of the conversion to the nearest int32, ``""`` where the generic one is used.
+        narrow: x86 names of the saturating conversions from int32 to int16 and from there to uint8.
     """
 
     lanes: int
     words: str = ""
     bytes: str = ""
-    compress: bool = False
+    rounding: str = ""
+    narrow: tuple[str, str] = ("", "")
 
 
 def const(value: float, dtype: str = "int32") -> Any:

@@ -41,6 +41,8 @@ SPARSE_INPUTS = 64
 """Fewest inputs of a weight for which zero codes are skipped."""
 SPARSE_SHARE = 3
 """Zero codes are skipped where at most one code in this many is not zero."""
+MASKED = 64
+"""Codes whose zeros are found at a time."""
 FLOAT_PANEL = 256
 """Inputs of a float panel: 256 by 16 floats are half of a first-level cache."""
 
@@ -263,7 +265,7 @@ def _sparse(
     b = kernel.b
     pitch = round_up(layout.inputs + 16, 32)
     index = kernel.reserve("uint16", kernel.block * pitch)
-    value = kernel.reserve("uint8", kernel.block * pitch)
+    value = kernel.reserve("uint8" if layout.group == 4 else "uint16", kernel.block * pitch)
     count = kernel.reserve("int32", kernel.block)
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
@@ -299,46 +301,51 @@ def _compress(
 ) -> None:
     """Positions and values of the codes of row r that are not 0, padded to a pair."""
     b = kernel.b
+    dtype = "uint8" if layout.group == 4 else "uint16"
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
     start = q.start + r * q.stride
-    if kernel.machine.compress:
-
-        def wide(text: int) -> Any:
-            return const(text - 2**64 if text >= 2**63 else text, "int64")
-
-        low, top = wide(0x7F7F7F7F7F7F7F7F), wide(0x8080808080808080)
-        with b.loop(-(-layout.inputs // 8)) as word:
-            codes = b.let(reinterpret(kernel.load("uint8", start + word * 8, 8), "int64"))
-            flags = b.let((((codes & low) + low) | codes) & top)
-            # 0xFF in every byte that is not 0: each top bit, times 2, less itself shifted down
-            ones = b.let((flags - _logical(flags, 7)) | flags)
-            place = b.let(found[0])
-            picked = intrinsic("llvm.x86.bmi.pext.64", "int64", wide(0x0706050403020100), ones)
-            columns = cast(reinterpret(picked, "uint8", 8), "uint16", 8)
-            columns = columns + splat(cast(word * 8, "uint16"), 8)
-            kernel.save("uint16", columns, index + place, 8)
-            packed = intrinsic("llvm.x86.bmi.pext.64", "int64", codes, ones)
-            kernel.save("uint8", reinterpret(packed, "uint8", 8), value + place, 8)
-            bits = cast(intrinsic("llvm.ctpop.i64", "int64", flags), "int32")
-            b.store(found, place + bits, 0)
+    if kernel.machine.words:
+        # bit i of a mask says that byte i is not 0
+        mask = b.registers(1, "int64")
+        with b.loop(-(-layout.inputs // MASKED)) as part:
+            b.store(mask, _nonzero(kernel, start + part * MASKED), 0)
+            with b.repeat(mask[0] != const(0, "int64")):
+                low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(1, "bool"))
+                k = b.let(part * MASKED + cast(low, "int32"))
+                place = b.let(found[0])
+                kernel.save("uint16", cast(k, "uint16"), index + place)
+                kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + place)
+                b.store(found, place + 1, 0)
+                b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
     else:
         with b.loop(layout.inputs) as k:
             place = b.let(found[0])
             code = b.let(kernel.load("uint8", start + k))
             kernel.save("uint16", cast(k, "uint16"), index + place)
-            kernel.save("uint8", code, value + place)
+            kernel.save(dtype, cast(code, dtype), value + place)
             b.store(found, place + choose(code != const(0, "uint8"), const(1), const(0)), 0)
     kernel.save("int32", found[0], count)
     kernel.save("uint16", const(0, "uint16"), index + found[0])
-    kernel.save("uint8", const(0, "uint8"), value + found[0])
+    kernel.save(dtype, const(0, dtype), value + found[0])
 
 
-def _logical(value: Any, bits: int) -> Any:
-    """Logical right shift of an int64."""
-    return reinterpret(
-        shift_right(reinterpret(value, "uint64"), bits, "uint64", 1), "int64"
-    )
+def _nonzero(kernel: RowKernel, start: Any) -> Any:
+    """int64: which of ``MASKED`` bytes are not 0."""
+    width = 32 if kernel.lanes >= 8 else 16
+    name = "llvm.x86.avx2.pmovmskb" if width == 32 else "llvm.x86.sse2.pmovmskb.128"
+    result = None
+    for part in range(0, MASKED, width):
+        data = kernel.load("uint8", start + part, width)
+        empty = choose(
+            data == splat(const(0, "uint8"), width),
+            splat(const(-1, "int8"), width),
+            splat(const(0, "int8"), width),
+        )
+        bits = cast(reinterpret(intrinsic(name, "int32", empty), "uint32"), "int64")
+        bits = shift_left(bits, part, "int64", 1)
+        result = bits if result is None else result | bits
+    return kernel.b.let(result ^ const(-1, "int64"))
 
 
 def _pairs(
@@ -376,12 +383,9 @@ def _pairs(
         def pair(p: Any) -> None:
             k1 = b.let(cast(kernel.load("uint16", index + 2 * p), "int32"))
             k2 = b.let(cast(kernel.load("uint16", index + 2 * p + 1), "int32"))
-            two = kernel.load("uint8", value + 2 * p, 2)
-            if narrow:
-                x = b.let(reinterpret(splat(reinterpret(two, "int16"), half), "uint8", width))
-            else:
-                both = reinterpret(cast(two, "uint16", 2), "int32")
-                x = b.let(reinterpret(splat(both, half), "int16", width))
+            two = kernel.load("uint8" if narrow else "uint16", value + 2 * p, 2)
+            both = splat(reinterpret(two, "int16" if narrow else "int32"), half)
+            x = b.let(reinterpret(both, "uint8" if narrow else "int16", width))
             for step in range(steps):
                 one = b.let(load(k1, first + step * width))
                 other = b.let(load(k2, first + step * width))

@@ -14,6 +14,7 @@ from gnnquant.backends.tvm.emit import (
     choose,
     const,
     fold_max,
+    intrinsic,
     maximum,
     minimum,
     number,
@@ -22,9 +23,11 @@ from gnnquant.backends.tvm.emit import (
     reinterpret,
     shift_left,
     shift_right,
+    shuffle,
     span,
     splat,
     unary,
+    vector_type,
 )
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.layout import code_layout, round_up
@@ -61,7 +64,11 @@ class RowKernel(Kernel):
         super().__init__(context, name)
         self.stage = stage
         ops = {node.op for node in stage.nodes}
-        self.block = FLOAT_BLOCK if "float_gemm" in ops else INTEGER_BLOCK if "gemm" in ops else 1
+        self.block = 1
+        if "float_gemm" in ops:
+            self.block = FLOAT_BLOCK
+        elif ops & {"gemm", "log_softmax"}:
+            self.block = INTEGER_BLOCK
         self.base: Any = None
         self.rows: Any = None
         self.last: Any = None
@@ -282,7 +289,7 @@ class RowKernel(Kernel):
         heads = self._heads(node)
         layout = code_layout(bits, heads, node.columns, self.lanes)
         reach = max(layout.column(layout.chunks * layout.per_chunk - 1) + layout.lanes, x.columns)
-        stride = round_up(reach + 4 * self.lanes, 64)
+        stride = round_up(reach + 64, 64)
         start = self.reserve("uint8", self.block * stride)
         fixed = None if by_row else float(np.float32(attrs["scale"]))
         read, write = self.scalar() if by_row else (lambda r: number(fixed or 0.0), None)
@@ -307,15 +314,52 @@ class RowKernel(Kernel):
                 inverse = number(float(value))
 
             def quantized(j: Any, lanes: int) -> None:
+                place = start + r * stride + j
+                if lanes == 4 * self.lanes and self.machine.rounding:
+                    self.save("uint8", self._round_packed(x, r, j, inverse, bits, zero2), place, lanes)
+                    return
                 t = x.at(r, j, lanes) * splat(inverse, lanes)
                 t = minimum(maximum(t, number(low, lanes)), number(high, lanes))
                 u = cast(unary(round_, t, lanes), "int32", lanes) - splat(const(low), lanes)
-                self.save("uint8", cast(u, "uint8", lanes), start + r * stride + j, lanes)
+                self.save("uint8", cast(u, "uint8", lanes), place, lanes)
 
             self.columns(x.columns, False, quantized, width=4)
             self._clear(start + r * stride + x.columns, stride - x.columns)
 
         self.each_row(row)
+        return codes
+
+    def _round_packed(
+        self, x: Rows, r: Any, j: Any, inverse: Any, bits: int, zero2: int
+    ) -> Any:
+        """Codes of four vectors at a time.
+
+        The conversions to narrower integers saturate, so that only the upper end is clamped before
+        (a float beyond the int32 range would become the smallest integer).
+        """
+        machine, lanes = self.machine, self.lanes
+        offset = (zero2 + 1) // 2
+        high = 2**bits - 1 - offset
+        four = []
+        for part in range(4):
+            t = x.at(r, j + part * lanes, lanes) * splat(inverse, lanes)
+            t = minimum(t, number(high, lanes))
+            if zero2 % 2:
+                t = unary("llvm.floor", t, lanes)
+            four.append(intrinsic(machine.rounding, vector_type("int32", lanes), t))
+        to16, to8 = machine.narrow
+        halves = []
+        for part in (0, 2):
+            pair = intrinsic(to16, vector_type("int16", 2 * lanes), four[part], four[part + 1])
+            if offset:
+                pair = pair + splat(const(offset, "int16"), 2 * lanes)
+            halves.append(pair)
+        codes = intrinsic(to8, vector_type("uint8", 4 * lanes), *halves)
+        if lanes > 4:
+            # the conversions work within 128-bit parts
+            words = reinterpret(codes, "int32", lanes)
+            order = [i // 2 + 4 * (i % 2) for i in range(8)]
+            codes = reinterpret(shuffle([words], order), "uint8", 4 * lanes)
         return codes
 
     def _clear(self, start: Any, count: int) -> None:
@@ -349,6 +393,9 @@ class RowKernel(Kernel):
             self.b.store(best, zero, 1)
 
         def visit(j: Any, width: int) -> None:
+            if watched and self.block > 1 and width > 1:
+                # memory works ahead on the next block while this one is computed
+                self.b.prefetch(x.at(r + self.block, j, 1))
             bits = reinterpret(x.at(r, j, width), "int32", width)
             magnitude = bits & splat(const(0x7FFFFFFF), width)
             self.b.store(best, maximum(best[0], magnitude if zero2 else bits), 0)
@@ -452,8 +499,22 @@ class RowKernel(Kernel):
 
     def _op_log_softmax(self, node: Node) -> Rows:
         x, largest, power = self._centred(node)
-        read, write = self.scalar()
-        self.each_row(lambda r: write(r, maths.log(self.b.let(self._sum(power, r, 0, node.columns)))))
+        totals = self.reserve("float32", self.block)
+
+        def read(r: Any) -> Any:
+            return self.load("float32", totals + r)
+
+        def write(r: Any, value: Any) -> None:
+            self.save("float32", value, totals + r)
+
+        self.each_row(lambda r: write(r, self._sum(power, r, 0, node.columns)))
+        lanes = self.lanes if self.block % self.lanes == 0 else 1
+
+        def logarithm(index: Any) -> None:
+            place = totals + index * lanes
+            self.save("float32", maths.log(self.load("float32", place, lanes), lanes), place, lanes)
+
+        self.each(self.block // lanes, logarithm)
 
         def at(r: Any, j: Any, lanes: int) -> Any:
             return (x.at(r, j, lanes) - splat(largest(r), lanes)) - splat(read(r), lanes)
@@ -592,7 +653,7 @@ class RowKernel(Kernel):
         lanes, per = layout.lanes, layout.per_chunk
         bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
         reach = max(layout.column(layout.chunks * per - 1) + lanes, node.columns)
-        stride = round_up(reach + 4 * self.lanes, 64)
+        stride = round_up(reach + 64, 64)
         start = self.reserve("uint8", self.block * stride)
         buffer = self.buffer(stored.buffer)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def unpack(name: str, bits: int, zero2: int) -> Any:
-    """``name(packed uint8 [chunks, CHUNK], unpacked int8 [size])``: codes to signed integers."""
+    """``name(packed uint8 [bytes], unpacked int8 [size])``: codes to signed integers."""
     b = Builder(name)
     groups = 8 // bits
     chunks = b.size("bytes")
@@ -51,10 +51,10 @@ def interleave(name: str, group: int, machine: Machine) -> Any:
     """
     b = Builder(name)
     lanes = machine.lanes
+    bits = 32 // group
     unpacked = b.argument("unpacked", (b.size("size"),), "int8")
     panels, words, block = b.size("panels"), b.size("words"), b.size("block")
     dense = b.argument("dense", (panels, words, block), "int32")
-    bits = 32 // group
 
     def body() -> None:
         padded = b.let(panels * block)
@@ -65,9 +65,8 @@ def interleave(name: str, group: int, machine: Machine) -> Any:
                 place = (k * group + i) * padded + panel * block + column
                 part = unpacked[span(place, lanes)]
                 if i < group - 1:
-                    unsigned = "uint8" if bits == 8 else "uint16"
-                    part = cast(part, f"int{bits}", lanes) if bits > 8 else part
-                    part = cast(reinterpret(part, unsigned, lanes), "int32", lanes)
+                    part = cast(part, f"int{bits}", lanes)
+                    part = cast(reinterpret(part, f"uint{bits}", lanes), "int32", lanes)
                 else:
                     part = cast(part, "int32", lanes)
                 part = shift_left(part, i * bits, "int32", lanes)

@@ -302,6 +302,13 @@ def lower_dtype(emitter: Emitter, node: fx.Node, value: Any) -> torch.dtype:
     return value.dtype if isinstance(value, Tensor) else node.all_input_nodes[0].meta["dtype"]
 
 
+def lower_num_nodes(emitter: Emitter, node: fx.Node, edge_index: Any, num_nodes: Any = None) -> Any:
+    """PyG's ``maybe_num_nodes``: what it was given."""
+    if num_nodes is None:
+        raise refuse(node, "it counts nodes by the largest index; pass num_nodes")
+    return num_nodes
+
+
 def lower_extreme(emitter: Emitter, node: fx.Node, *values: Any) -> Any:
     """``min`` and ``max`` of sizes that are the same."""
     if all(value == values[0] for value in values):
@@ -487,6 +494,7 @@ def lower_module(emitter: Emitter, node: fx.Node, layer: nn.Module, args: Any, k
 def _functions() -> dict[Any, Rule]:
     from torch_geometric import utils
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
+    from torch_geometric.utils.num_nodes import maybe_num_nodes
 
     rules: dict[Any, Rule] = {
         ops.linear: lower_linear,
@@ -499,6 +507,7 @@ def _functions() -> dict[Any, Rule]:
         utils.softmax: lower_segment_softmax,
         operator.getitem: lower_getitem,
         dtype_of: lower_dtype,
+        maybe_num_nodes: lower_num_nodes,
         min: lower_extreme,
         max: lower_extreme,
         torch.cat: lower_concat,

@@ -1,0 +1,7 @@
+"""``python -m gnnquant``."""
+
+import sys
+
+from gnnquant.cli import main
+
+sys.exit(main())
