@@ -23,6 +23,8 @@ MODEL_NAMES = ("gcn", "sage", "gin", "gat", "smp")
 """Models that the demo knows; the classes are in ``demo_models``."""
 
 FLOAT_BITS = 32
+FLOAT_TOLERANCE = 1e-5
+"""Float sums have no order of their own: FP32 is compared within this relative difference."""
 FP32_LR = 0.01
 COLUMNS = (
     ("bits", 4),
@@ -69,7 +71,8 @@ class Row:
         latency_ms: Median of one call, one thread, float features in, class scores out.
         speedup_vs_eager: Against eager PyG, one thread, measured in turns with it.
         speedup_vs_fp32: Against our own compiled FP32 model, likewise.
-        exact: Whether all outputs equal those of ``target="reference"`` in every bit.
+        exact: Whether all outputs equal those of ``target="reference"``: in every bit, or for the float
+            model within ``FLOAT_TOLERANCE``.
         max_relative_difference: Largest difference from it, relative to the largest output.
     """
 
@@ -96,10 +99,19 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         GnnQuantError: From any of the steps.
         KeyboardInterrupt: On Ctrl-C; the rows so far are written.
     """
+    from gnnquant.timing import one_torch_thread
+
+    console = _console()
+    # One thread throughout: the sums of training do not depend on the number of cores then, and
+    # graphs of this size gain little from more.
+    with one_torch_thread():
+        return _run(options, console)
+
+
+def _run(options: DemoOptions, console: Console) -> dict[str, Any]:
     import gnnquant
     from gnnquant.datasets import load_dataset
 
-    console = _console()
     data = load_dataset(options.dataset, options.data_root)
     options.out.mkdir(parents=True, exist_ok=True)
     console.print(
@@ -166,7 +178,7 @@ def _row(options: DemoOptions, data: Data, model: nn.Module, fp32: CompiledModel
     import torch
 
     import gnnquant
-    from gnnquant.timing import interleaved_medians, one_torch_thread
+    from gnnquant.timing import interleaved_medians
 
     q = gnnquant.convert(model, bits=bits)
     compiled = fp32
@@ -191,10 +203,10 @@ def _row(options: DemoOptions, data: Data, model: nn.Module, fp32: CompiledModel
     calls: dict[str, Callable[[], object]] = {"eager": eager, "fp32": lambda: fp32(*inputs)}
     if compiled is not fp32:
         calls["this"] = lambda: compiled(*inputs)
-    with one_torch_thread():
-        latency = interleaved_medians(calls)
+    latency = interleaved_medians(calls)
     this = latency.get("this", latency["fp32"])
     right = scores.argmax(dim=1)[data.test_mask] == data.y[data.test_mask]
+    difference = float((scores - expected).abs().max() / expected.abs().max())
     return Row(
         bits=bits,
         accuracy=float(right.float().mean()),
@@ -202,8 +214,8 @@ def _row(options: DemoOptions, data: Data, model: nn.Module, fp32: CompiledModel
         latency_ms=this,
         speedup_vs_eager=latency["eager"] / this,
         speedup_vs_fp32=latency["fp32"] / this,
-        exact=torch.equal(scores, expected),
-        max_relative_difference=float((scores - expected).abs().max() / expected.abs().max()),
+        exact=difference <= FLOAT_TOLERANCE if bits == FLOAT_BITS else torch.equal(scores, expected),
+        max_relative_difference=difference,
     )
 
 
@@ -216,7 +228,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.latency_ms:.3f} ms",
         f"{row.speedup_vs_eager:.1f}x",
         f"{row.speedup_vs_fp32:.2f}x",
-        "every bit" if row.exact else f"within {row.max_relative_difference:.0e}",
+        "every bit" if row.max_relative_difference == 0 else f"within {row.max_relative_difference:.0e}",
     )
     return [cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)]
 

@@ -87,6 +87,7 @@ def _tvm(
 ) -> CompiledModel:
     from importlib.metadata import version
 
+    from gnnquant import __version__
     from gnnquant.backends.tvm import build
     from gnnquant.runtime.artifact import ArtifactPayload, model_from_payload
     from gnnquant.runtime.host import requirements
@@ -95,13 +96,11 @@ def _tvm(
     facts = built.target
     metadata = {
         **info,
-        "gnnquant": version("gnnquant"),
+        "gnnquant": __version__,
         "tvm": version("apache-tvm"),
         "target": requirements(facts["triple"], facts["mcpu"], facts["features"]),
     }
-    return model_from_payload(
-        ArtifactPayload(built.plan, built.constants, built.library, metadata)
-    )
+    return model_from_payload(ArtifactPayload(built.plan, built.constants, built.library, metadata))
 
 
 def _compare(

@@ -162,8 +162,11 @@ def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     name = str(getattr(node.target, "__name__", node.target))
     changes_operand = name.endswith("_") and not name.endswith("__")
-    return changes_operand or name.startswith("i") and hasattr(operator, f"__{name}__") or bool(
-        node.kwargs.get("inplace") or "out" in node.kwargs
+    return (
+        changes_operand
+        or name.startswith("i")
+        and hasattr(operator, f"__{name}__")
+        or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
     )
 
 

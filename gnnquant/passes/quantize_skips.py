@@ -10,7 +10,7 @@ from torch import fx
 
 from gnnquant.config import QuantConfig
 from gnnquant.passes.base import Pass, PassResult
-from gnnquant.passes.insert_quantizers import QuantizerInserter
+from gnnquant.passes.inserter import QuantizerInserter
 from gnnquant.quantizers import ops
 from gnnquant.quantizers.modules import Quantizer
 
