@@ -60,7 +60,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gnnquant.errors import ArtifactError
+from gnnquant.errors import ArtifactError, BackendError
 from gnnquant.runtime.executor import DTYPES, TvmExecutor, check_plan
 from gnnquant.runtime.host import missing_requirements
 from gnnquant.runtime.model import CompiledModel
@@ -320,19 +320,44 @@ def model_from_payload(payload: ArtifactPayload, size: int | None = None) -> Com
     Raises:
         ArtifactError: The plan is malformed or the library cannot be loaded.
     """
+    lacking = missing_requirements(payload.metadata["target"])
+    executor = ForeignExecutor(lacking) if lacking else _executor(payload)
+    if size is None:
+        size = len(to_bytes(payload))
+    info = {**describe(payload), "size_bytes": size}
+    return CompiledModel(executor, payload.plan.inputs, payload.plan.output_shapes, info, payload)
+
+
+class ForeignExecutor:
+    """Stands for code of another machine: it can be saved, and running it is an error."""
+
+    def __init__(self, lacking: list[str]) -> None:
+        self._message = f"this model was compiled for another machine: it needs {'; '.join(lacking)}. Save it and load it there"
+
+    def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> Any:  # noqa: ARG002
+        """Raise ``BackendError``."""
+        raise BackendError(self._message)
+
+    def run(
+        self,
+        prepared: Any,  # noqa: ARG002
+        inputs: dict[str, NDArray[np.float32]],  # noqa: ARG002
+        num_nodes: int,  # noqa: ARG002
+    ) -> list[NDArray[np.float32]]:
+        """Raise ``BackendError``."""
+        raise BackendError(self._message)
+
+
+def _executor(payload: ArtifactPayload) -> TvmExecutor:
     # A file of its own, never used twice: the system's loader knows libraries by path.
     folder = Path(tempfile.mkdtemp(prefix="gnnquant-"))
     try:
         path = folder / f"{secrets.token_hex(16)}.so"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(payload.library)
-        executor = TvmExecutor(payload.plan, payload.constants, path)
+        return TvmExecutor(payload.plan, payload.constants, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # loaded code stays mapped
-    if size is None:
-        size = len(to_bytes(payload))
-    info = {**describe(payload), "size_bytes": size}
-    return CompiledModel(executor, payload.plan.inputs, payload.plan.output_shapes, info, payload)
 
 
 def _dump(data: Any) -> bytes:

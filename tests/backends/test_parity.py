@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gnnquant
-from gnnquant.errors import InputError
+from gnnquant.errors import ArtifactError, BackendError, InputError
 from gnnquant.quantizers.calibration import calibrate
 from tests import zoo
 
@@ -111,6 +111,18 @@ def test_portable_targets_compute_the_same() -> None:
     for cpu in ("x86-64", "x86-64-v2", "x86-64-v3"):
         compiled = gnnquant.compile(q, target={"kind": "llvm", "mcpu": cpu}, threads=1)
         assert torch.equal(compiled(graph.x, graph.edge_index), wanted)
+
+
+def test_code_for_another_processor_is_not_run(tmp_path: Path) -> None:
+    """It can be compiled and saved here; running it here says what is missing instead of crashing."""
+    cpu = "sapphirerapids" if "amx_tile" not in Path("/proc/cpuinfo").read_text() else "diamondrapids"
+    foreign = gnnquant.compile(_converted("gcn", 4), target={"kind": "llvm", "mcpu": cpu}, threads=1)
+    graph = zoo.random_graph()
+    with pytest.raises(BackendError, match="another machine"):
+        foreign(graph.x, graph.edge_index)
+    foreign.save(tmp_path / "model.gnnq")
+    with pytest.raises(ArtifactError, match="another machine"):
+        gnnquant.load(tmp_path / "model.gnnq")
 
 
 def test_artifact_without_torch(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import IntegerGraph
-from gnnquant.runtime.plan import Call, Plan, PlanGraph, PlanInput
+from gnnquant.runtime.plan import Buffer, Call, Plan, PlanGraph, PlanInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def build(
         outputs=tuple(f"output.{index}" for index in range(len(graph.outputs))),
         output_shapes=tuple(tuple(graph[name].shape) for name in graph.outputs),
         threads=threads,
-        notes={"input_alignment": 4, "finite": _finite(context)},
+        notes={"input_alignment": 4, "finite": _finite(context), **_limits(buffers)},
     )
     constants = {name: array for name, array in context.constants.items() if name in used}
     return BuiltModel(plan, constants, compiler.build_library(functions, resolved), facts)
@@ -196,14 +197,26 @@ def _declare_scratch(context: Context) -> None:
         context.add(name, dtype, (context.threads, max(size, 64)), "workspace")
 
 
+def _limits(buffers: list[Buffer]) -> dict[str, int]:
+    """Most nodes and edges for which offsets fit 32 bits."""
+    widest = {"N": 1, "E": 1}
+    for buffer in buffers:
+        if buffer.shape and isinstance(buffer.shape[0], str):
+            width = int(np.prod([dim for dim in buffer.shape[1:] if isinstance(dim, int)] or [1]))
+            kind = buffer.shape[0][0]
+            widest[kind] = max(widest[kind], width)
+    most = 2**31 - 1
+    return {"max_nodes": most // widest["N"], "max_edges": most // widest["E"]}
+
+
 def _finite(context: Context) -> dict[str, str]:
     """Inputs whose NaN and infinities show in a buffer of row scales."""
+    from gnnquant.backends.tvm.partition import resolve
+
     graph = context.graph
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "quantize" and f"scale.{node.name}" in context.buffers:
-            from gnnquant.backends.tvm.partition import resolve
-
             source = graph[resolve(graph, node.inputs[0])]
             if source.op == "node_input":
                 found.setdefault(source.attrs["input"], f"scale.{node.name}")

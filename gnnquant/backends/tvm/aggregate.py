@@ -1,4 +1,6 @@
 """Sums over the edges of a destination row."""
+# ruff: noqa: C901, PLR0915
+# Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ from gnnquant.backends.tvm.emit import (
 from gnnquant.backends.tvm.gemm import dot_words
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
-from gnnquant.backends.tvm.values import Rows
 from gnnquant.integer_graph import EDGE_LEVELS
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.backends.tvm.values import Rows
     from gnnquant.integer_graph import Node
 
 SLICE = 32768
@@ -88,6 +90,7 @@ class _WeightedSum:
         self.wide = kernel.reserve("int64", self.padded)
         self.sums = kernel.reserve("int64", self.heads)
         self.unit = kernel.reserve("float32", self.heads)
+        self.save: Any = None
 
     def emit(self) -> Rows:
         rows, save = self.kernel.local(self.node.columns)
@@ -101,9 +104,8 @@ class _WeightedSum:
         degree = b.let(self.indptr[kernel.base + r + 1] - first)
         self._edge_weights(first, degree)
         slices = (degree + (SLICE - 1)) // SLICE
-        with b.when(slices != 1):
-            with b.loop(self.padded) as c:
-                kernel.save("int64", const(0, "int64"), self.wide + c)
+        with b.when(slices != 1), b.loop(self.padded) as c:
+            kernel.save("int64", const(0, "int64"), self.wide + c)
         with b.loop(slices) as index:
             start = b.let(first + index * SLICE)
             from tvm import tirx
@@ -122,9 +124,9 @@ class _WeightedSum:
         row_lines = range(0, self.layout.row_bytes, LINE)
         if self.constant:
             scale = np.float32(self.source.attrs["scale"])
-            weight, unit = _constant_weight(scale)
+            weight, step = _constant_weight(scale)
             kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), self.sums)
-            kernel.save("float32", number(float(unit)), self.unit)
+            kernel.save("float32", number(float(step)), self.unit)
             return
         edges = kernel.buffer(self.edges)
         largest = kernel.reserve("float32", heads)
@@ -141,15 +143,15 @@ class _WeightedSum:
                 b.prefetch(self.codes[ahead, line])
 
             def value(h: Any) -> None:
-                weight = self._weight(e, h)  # noqa: B023
+                weight = self._weight(e, h)
                 v = weight
                 if self.scales is not None:
-                    scale = self.scales[j]  # noqa: B023
+                    scale = self.scales[j]
                     v = scale if weight is None else product(weight, scale, 1)
                 elif weight is not None:
                     v = product(weight, number(float(np.float32(self.source.attrs["scale"]))), 1)
                 v = b.let(v)
-                b.store(edges, v, e, h)  # noqa: B023
+                b.store(edges, v, e, h)
                 best = maximum(kernel.load("float32", largest + h), unary("llvm.fabs", v, 1))
                 kernel.save("float32", best, largest + h)
 
@@ -166,7 +168,7 @@ class _WeightedSum:
         with b.loop(degree) as k:
 
             def code(h: Any) -> None:
-                e = first + k  # noqa: B023
+                e = first + k
                 t = edges[e, h] * kernel.load("float32", largest + h)
                 t = b.let(cast(unary("llvm.rint", t, 1), "int32"))
                 b.store(edges, reinterpret(t, "float32"), e, h)
@@ -220,9 +222,7 @@ class _WeightedSum:
                         weight = b.let(splat(self._code(e, group), lanes))
                     u = cast(self.codes[j, span(group * lanes, lanes)], "int32", lanes)
                     if pairs:
-                        words = (
-                            reinterpret(v, "int16", 2 * lanes) for v in (u, weight)
-                        )
+                        words = (reinterpret(v, "int16", 2 * lanes) for v in (u, weight))
                         term = dot_words(kernel.machine, *words)
                     else:
                         term = u * weight
@@ -455,9 +455,7 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
         if heads == 1 and (x.padded or node.columns % lanes == 0):
             count = -(-node.columns // lanes)
             vectors = _divisor(count, 8)
-            kernel.each(
-                count // vectors, lambda i: block(i * (vectors * lanes), lanes, vectors, 0)
-            )
+            kernel.each(count // vectors, lambda i: block(i * (vectors * lanes), lanes, vectors, 0))
         elif heads == 1:
             kernel.columns(node.columns, False, lambda j, width: block(j, width, 1, 0))
         elif head_columns % lanes == 0:

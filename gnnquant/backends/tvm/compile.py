@@ -39,9 +39,7 @@ def resolve_target(target: str | dict[str, Any] | None) -> dict[str, Any]:
     host = str(codegen.llvm_get_system_triple())
     triple = resolved.get("mtriple", host)
     if _architecture(triple) != _architecture(host):
-        raise BackendError(
-            f"tvm backend: cannot link for {triple!r} on {host!r}; build on such a machine"
-        )
+        raise BackendError(f"tvm backend: cannot link for {triple!r} on {host!r}; build on such a machine")
     # level 3 unrolls loops that are short already: larger, and no faster
     resolved.setdefault("opt-level", 2)
     if "mcpu" not in resolved and "mtriple" not in resolved:
@@ -127,5 +125,3 @@ def dump(functions: dict[str, Any]) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, function in functions.items():
         (Path(folder) / f"tvm-{name}.txt").write_text(function.script())
-
-

@@ -102,6 +102,14 @@ class Kernel:
         self._used: dict[str, int] = {}
         self.thread: Any = 0
 
+    def function(self) -> Any:
+        """The PrimFunc."""
+        return self.b.function(self.body)
+
+    def body(self) -> None:
+        """Emit the statements."""
+        raise NotImplementedError
+
     def buffer(self, name: str) -> Any:
         """The plan buffer ``name`` as an argument."""
         plan = self.context.buffers[name]
@@ -118,9 +126,7 @@ class Kernel:
 
     def graph_buffer(self, graph: str, part: str) -> Any:
         """One of the runtime's buffers of a graph."""
-        return self.b.argument(
-            f"{graph}.{part}", (self.b.size(f"{GRAPH_PARTS[part]}_{graph}"),), "int32"
-        )
+        return self.b.argument(f"{graph}.{part}", (self.b.size(f"{GRAPH_PARTS[part]}_{graph}"),), "int32")
 
     def reserve(self, dtype: str, count: int) -> int:
         """Offset of ``count`` scratch elements of every thread."""

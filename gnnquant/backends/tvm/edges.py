@@ -1,4 +1,6 @@
 """Edge kernels: values with one row per edge of a graph."""
+# ruff: noqa: ARG001, ARG002, ARG005, PLR0917
+# All columns have one signature, (edge, destination, column): not every one reads all three.
 
 from __future__ import annotations
 
@@ -53,11 +55,8 @@ class EdgeKernel(Kernel):
         self.indptr: Any = None
         self.indices: Any = None
 
-    def function(self) -> Any:
-        """The PrimFunc."""
-        return self.b.function(self._body)
-
-    def _body(self) -> None:
+    def body(self) -> None:
+        """Emit the statements."""
         b = self.b
         share = self.graph_buffer(self.graph, "partition")
         self.indptr = self.graph_buffer(self.graph, "indptr")
@@ -96,9 +95,7 @@ class EdgeKernel(Kernel):
 
         def edge(k: Any) -> None:
             e = self.b.let(begin + k)
-            self.each(
-                node.columns, lambda c: self.b.store(buffer, value(e, i, c), e, c)
-            )
+            self.each(node.columns, lambda c: self.b.store(buffer, value(e, i, c), e, c))
 
         with self.b.loop(degree) as k:
             edge(k)
@@ -232,7 +229,7 @@ class EdgeKernel(Kernel):
         for step in (self._softmax_max, self._softmax_power, self._softmax_share):
             with b.loop(degree) as k:
                 e = b.let(begin + k)
-                self.each(columns, lambda c, e=e, step=step: step(x, out, e, c, best + c, total + c))  # type: ignore[misc]
+                self.each(columns, lambda c, e=e, step=step: step(x, out, e, c, best + c, total + c))
 
     def _softmax_max(self, x: Column, out: Any, e: Any, c: Any, best: Any, total: Any) -> None:
         self.save("float32", maximum(self.load("float32", best), x(e, None, c)), best)
@@ -255,7 +252,8 @@ def degree_roots(context: Context, node: Node) -> str:
 class RootKernel(EdgeKernel):
     """``d^-1/2`` for the ``gcn_norm`` nodes of a stage."""
 
-    def _body(self) -> None:
+    def body(self) -> None:
+        """Emit the statements."""
         b = self.b
         share = self.graph_buffer(self.graph, "partition")
         self.indptr = self.graph_buffer(self.graph, "indptr")
@@ -288,4 +286,3 @@ class RootKernel(EdgeKernel):
         root = self.b.let(unary("llvm.sqrt", maximum(degree, number(0.0)), 1))
         value = choose(root > number(0.0), number(1.0) / root, number(0.0))
         self.b.store(self.buffer(degree_roots(self.context, node)), value, i)
-

@@ -216,9 +216,7 @@ class Builder:
         from tvm.tirx.script import builder as T
 
         if name not in self._arguments:
-            self._arguments[name] = T.Buffer(
-                tuple(shape), dtype, align=align, buffer_name=_identifier(name)
-            )
+            self._arguments[name] = T.Buffer(tuple(shape), dtype, align=align, buffer_name=_identifier(name))
         return self._arguments[name]
 
     @property
@@ -232,11 +230,10 @@ class Builder:
         from tvm.script.ir_builder import IRBuilder
         from tvm.tirx.script import builder as T
 
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name(self.name)
-                T.func_attr({"global_symbol": self.name, "tirx.noalias": True})
-                body()
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name(self.name)
+            T.func_attr({"global_symbol": self.name, "tirx.noalias": True})
+            body()
         # the builder wants arguments before statements, but which there are is known only now
         function = builder.get()
         parameters = list(self._arguments.values())

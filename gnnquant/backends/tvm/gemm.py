@@ -1,4 +1,6 @@
 """Matrix products of a block of rows with a constant weight."""
+# ruff: noqa: C901, PLR0915, PLR0917
+# Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
 
@@ -432,9 +434,7 @@ def _interleave(width: int, run: int) -> tuple[list[int], list[int]]:
     return low, high
 
 
-def _store_sums(
-    kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any, add: bool
-) -> None:
+def _store_sums(kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any, add: bool) -> None:
     """Write two interleaved accumulators as int32 in column order."""
     lanes = kernel.lanes
     size = 2 * lanes if narrow else lanes  # lanes of an accumulator
@@ -502,9 +502,7 @@ def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
             count = b.let(tirx.min(const(FLOAT_PANEL), inputs - first))
         kernel.each(
             padded // block,
-            lambda panel: kernel.each(
-                kernel.block // tall, lambda above: tile(above, panel, first, count)
-            ),
+            lambda panel: kernel.each(kernel.block // tall, lambda above: tile(above, panel, first, count)),
         )
 
     kernel.each(-(-inputs // FLOAT_PANEL), part)

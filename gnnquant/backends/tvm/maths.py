@@ -1,4 +1,6 @@
 """Float32 functions on vectors, operation by operation as in ``gnnquant.exact_math``."""
+# ruff: noqa: C901, PLR0911, PLR0912
+# One branch and return per elementwise operation.
 
 from __future__ import annotations
 

@@ -117,8 +117,7 @@ def _sink(graph: IntegerGraph, level: dict[str, int]) -> None:
             continue
         here = level[node.name]
         fixed = any(
-            user.rows != "node" or (user.op in SPARSE_READS and position == 0)
-            for user, position in readers
+            user.rows != "node" or (user.op in SPARSE_READS and position == 0) for user, position in readers
         )
         first = min(level[user.name] for user, _ in readers)
         if fixed or first <= here:

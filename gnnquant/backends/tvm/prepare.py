@@ -108,14 +108,14 @@ def graph_fill() -> Any:
             source = b.let(b.cast(index[0, e], "int32"))
 
             def keep() -> None:
-                slot = b.let(cursor[target])  # noqa: B023
-                b.store(indices, source, slot)  # noqa: B023
-                b.store(edge_id, e, slot)  # noqa: B023
-                b.store(cursor, slot + 1, target)  # noqa: B023
+                slot = b.let(cursor[target])
+                b.store(indices, source, slot)
+                b.store(edge_id, e, slot)
+                b.store(cursor, slot + 1, target)
 
             def dropped() -> None:
                 with b.when(mode[0] == REMAINING):
-                    b.store(edge_id, e, indptr[target + 1] - 1)  # noqa: B023
+                    b.store(edge_id, e, indptr[target + 1] - 1)
 
             b.branch(b.all(drop > 0, source == target), dropped, keep)
         with b.loop(total - indptr[ends - 1]) as i:

@@ -1,4 +1,6 @@
 """Row kernels: everything that can be computed from one row, for blocks of rows."""
+# ruff: noqa: ARG005, PLR0917
+# All rows have one signature, (row, column, lanes): not every one reads all three.
 
 from __future__ import annotations
 
@@ -57,9 +59,7 @@ class RowKernel(Kernel):
         last: Last row of the matrix.
     """
 
-    def __init__(
-        self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]
-    ) -> None:
+    def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
         """Prepare the kernel of ``stage`` that also writes ``outputs`` (position, node)."""
         super().__init__(context, name)
         self.stage = stage
@@ -80,14 +80,11 @@ class RowKernel(Kernel):
             for operand in node.inputs:
                 origin = resolve(graph, operand)
                 self.reads[origin] = self.reads.get(origin, 0) + 1
-        for name in [*stage.exports, *(name for _, name in outputs)]:
-            self.reads[name] = self.reads.get(name, 0) + 1
+        for kept in [*stage.exports, *(output for _, output in outputs)]:
+            self.reads[kept] = self.reads.get(kept, 0) + 1
 
-    def function(self) -> Any:
-        """The PrimFunc."""
-        return self.b.function(self._body)
-
-    def _body(self) -> None:
+    def body(self) -> None:
+        """Emit the statements."""
         from tvm import tirx
 
         b = self.b
@@ -217,9 +214,7 @@ class RowKernel(Kernel):
         if value.columns == int(np.prod(shape)):
             return value
         if value.columns == 1:
-            return Rows(
-                int(np.prod(shape)), True, lambda r, j, lanes: splat(value.at(r, 0, 1), lanes)
-            )
+            return Rows(int(np.prod(shape)), True, lambda r, j, lanes: splat(value.at(r, 0, 1), lanes))
         origin = graph[resolve(graph, name)]
         if origin.op == "constant":
             array = graph.constants[origin.attrs["array"]].reshape(own)
@@ -241,7 +236,7 @@ class RowKernel(Kernel):
                 first, begin = int(source[start]), start
                 self.each(
                     stop - start,
-                    lambda i, first=first, begin=begin, step=step: save(  # type: ignore[misc]
+                    lambda i, first=first, begin=begin, step=step: save(
                         r, begin + i, value.at(r, first + i * step, 1), 1
                     ),
                 )
@@ -329,9 +324,7 @@ class RowKernel(Kernel):
         self.each_row(row)
         return codes
 
-    def _round_packed(
-        self, x: Rows, r: Any, j: Any, inverse: Any, bits: int, zero2: int
-    ) -> Any:
+    def _round_packed(self, x: Rows, r: Any, j: Any, inverse: Any, bits: int, zero2: int) -> Any:
         """Codes of four vectors at a time.
 
         The conversions to narrower integers saturate, so that only the upper end is clamped before
@@ -569,9 +562,7 @@ class RowKernel(Kernel):
             self.columns(
                 value.columns,
                 False,
-                lambda j, lanes: self.b.store(
-                    buffer, value.at(r, j, lanes), self.base + r, span(j, lanes)
-                ),
+                lambda j, lanes: self.b.store(buffer, value.at(r, j, lanes), self.base + r, span(j, lanes)),
             )
 
         self.each_row(row)
@@ -591,9 +582,7 @@ class RowKernel(Kernel):
             self.columns(
                 value.columns,
                 wide and value.padded,
-                lambda j, lanes: self.b.store(
-                    buffer, value.at(r, j, lanes), self.base + r, span(j, lanes)
-                ),
+                lambda j, lanes: self.b.store(buffer, value.at(r, j, lanes), self.base + r, span(j, lanes)),
             )
 
         self.each_row(row)
@@ -612,9 +601,7 @@ class RowKernel(Kernel):
             if scale:
                 self.b.store(self.buffer(scale), q.scale(r), self.base + r)
             origin = q.start + r * q.stride
-            plain = layout.bits == 8 and (
-                layout.heads == 1 or layout.head_columns % layout.lanes == 0
-            )
+            plain = layout.bits == 8 and (layout.heads == 1 or layout.head_columns % layout.lanes == 0)
             if plain:
                 self.columns(
                     layout.row_bytes,

@@ -96,6 +96,7 @@ class Maker:
 
 def gcn(
     bits: int,
+    *,
     signed: bool = True,
     granularity: str = "row",
     loops: str = "remaining",

@@ -43,7 +43,7 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "gat-2": lambda: graphs.gat(2, heads=2, width=70),
     "gat-4": lambda: graphs.gat(4),
     "gat-8": lambda: graphs.gat(8, heads=3, width=5),
-    "floats": lambda: graphs.floats(),
+    "floats": graphs.floats,
     "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),
     "floats-max": lambda: graphs.floats("max", heads=2, features=16),
 }
@@ -131,7 +131,9 @@ def test_graphs_are_sorted_by_destination(loops: str, tiny: TvmExecutor) -> None
             arrays = tiny.prepare({"edge_index": index}, nodes).arrays
             source, target, position = csr(index, nodes, loops)
             name = changed.graphs[0].name
-            np.testing.assert_array_equal(np.diff(arrays[f"{name}.indptr"]), np.bincount(target, minlength=nodes))
+            np.testing.assert_array_equal(
+                np.diff(arrays[f"{name}.indptr"]), np.bincount(target, minlength=nodes)
+            )
             np.testing.assert_array_equal(arrays[f"{name}.indices"][: len(source)], source)
             np.testing.assert_array_equal(arrays[f"{name}.edge_id"][: len(source)], position)
             assert not arrays[f"{name}.indices"][len(source) :].any()
