@@ -332,7 +332,10 @@ class ForeignExecutor:
     """Stands for code of another machine: it can be saved, and running it is an error."""
 
     def __init__(self, lacking: list[str]) -> None:
-        self._message = f"this model was compiled for another machine: it needs {'; '.join(lacking)}. Save it and load it there"
+        what = "; ".join(lacking)
+        self._message = (
+            f"this model was compiled for another machine: it needs {what}. Save it and load it there"
+        )
 
     def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> Any:  # noqa: ARG002
         """Raise ``BackendError``."""

@@ -45,6 +45,8 @@ SPARSE_SHARE = 3
 """Zero codes are skipped where at most one code in this many is not zero."""
 MASKED = 64
 """Codes whose zeros are found at a time."""
+BATCH = 8
+"""Positions that are written at a time."""
 FLOAT_PANEL = 256
 """Inputs of a float panel: 256 by 16 floats are half of a first-level cache."""
 
@@ -312,14 +314,19 @@ def _compress(
         mask = b.registers(1, "int64")
         with b.loop(-(-layout.inputs // MASKED)) as part:
             b.store(mask, _nonzero(kernel, start + part * MASKED), 0)
-            with b.repeat(mask[0] != const(0, "int64")):
-                low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(1, "bool"))
-                k = b.let(part * MASKED + cast(low, "int32"))
-                place = b.let(found[0])
-                kernel.save("uint16", cast(k, "uint16"), index + place)
-                kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + place)
-                b.store(found, place + 1, 0)
-                b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
+            place = b.let(found[0])
+            total = b.let(cast(intrinsic("llvm.ctpop.i64", "int64", mask[0]), "int32"))
+            # a fixed number at a time, so that the loop ends where it is expected to; what is written
+            # beyond the last one is overwritten or not read
+            with b.loop((total + (BATCH - 1)) // BATCH) as batch:
+                for i in range(BATCH):
+                    low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(0, "bool"))
+                    k = b.let(part * MASKED + cast(low, "int32"))
+                    at = place + batch * BATCH + i
+                    kernel.save("uint16", cast(k, "uint16"), index + at)
+                    kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + at)
+                    b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
+            b.store(found, place + total, 0)
     else:
         with b.loop(layout.inputs) as k:
             place = b.let(found[0])
