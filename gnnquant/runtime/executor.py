@@ -153,12 +153,14 @@ class TvmExecutor:
 
     def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> PreparedGraphs:
         """CSR forms of the plan's graphs; the indices must be in range."""
+        self._check_size("nodes", num_nodes)
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
         arrays: dict[str, NDArray[np.int32]] = {}
         counts = []
         for graph in self._plan.graphs:
             edges = edge_indices[graph.edge_index]
+            self._check_size("edges", edges.shape[1] + num_nodes)
             if edges.shape[1] + num_nodes > INT32_MAX:
                 raise InputError(
                     f"{graph.edge_index}: {edges.shape[1]} edges and {num_nodes} nodes are "
@@ -201,6 +203,12 @@ class TvmExecutor:
                 self._free.append(workspace)
                 del self._free[:-MAX_FREE_WORKSPACES]
         return outputs
+
+    def _check_size(self, what: str, size: int) -> None:
+        """Refuse graphs beyond the 32-bit offsets of the kernels."""
+        most = self._plan.notes.get(f"max_{what}", INT32_MAX)
+        if size > most:
+            raise InputError(f"{size} {what}, self-loops included, are more than this model can take: {most}")
 
     def _acquire(self, prepared: PreparedGraphs) -> _Workspace:
         """A workspace that nobody uses: the best of the free ones, or a new one."""
@@ -255,6 +263,7 @@ class _Workspace:
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
         self._calls: list[tuple[Callable[..., int], int, int]] = []
+        self._graph_values_stand = False
         self._copies: dict[str, NDArray[np.float32]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._outputs = [OutputBuffer() for _ in plan.outputs]
@@ -278,10 +287,13 @@ class _Workspace:
             output, self._views[name].data = buffer.take(self._shapes[name])
             outputs.append(output)
         result = self._result_address
-        for position, (function, arguments, count) in enumerate(self._calls):
+        for call, (function, arguments, count) in zip(self._plan.calls, self._calls, strict=True):
+            if call.per_graph and self._graph_values_stand:
+                continue
             status = function(None, arguments, count, result)
             if status:
-                self._tvm.check(status, self._plan.calls[position].function)
+                self._tvm.check(status, call.function)
+        self._graph_values_stand = True
         return [
             output.reshape(output.shape[0], *shape)
             for output, shape in zip(outputs, self._plan.output_shapes, strict=True)
@@ -298,6 +310,7 @@ class _Workspace:
             and self.prepared.edges == prepared.edges
         )
         self.prepared = prepared
+        self._graph_values_stand = False
         if same_sizes:
             for name, array in prepared.arrays.items():
                 self._views[name].data = address_of(array)

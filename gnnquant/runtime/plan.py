@@ -59,10 +59,18 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: an exported function and the names of its buffers."""
+    """One kernel call.
+
+    Attributes:
+        function: An exported function.
+        arguments: Names of its buffers.
+        per_graph: What it writes depends on the graphs alone, and no other call writes it: it need
+            not be repeated while the same buffers serve the same graphs.
+    """
 
     function: str
     arguments: tuple[str, ...]
+    per_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,10 @@ class Plan:
                 Buffer(item["name"], item["dtype"], tuple(item["shape"]), item["kind"])
                 for item in data["buffers"]
             ),
-            calls=tuple(Call(item["function"], tuple(item["arguments"])) for item in data["calls"]),
+            calls=tuple(
+                Call(item["function"], tuple(item["arguments"]), bool(item.get("per_graph", False)))
+                for item in data["calls"]
+            ),
             outputs=tuple(data["outputs"]),
             output_shapes=tuple(tuple(shape) for shape in data["output_shapes"]),
             threads=data["threads"],

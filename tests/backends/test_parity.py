@@ -203,6 +203,19 @@ def test_unusual_but_right_input_works(gcn: gnnquant.CompiledModel) -> None:
     assert gcn(x, edge_index[:, :0]).shape == (20, zoo.CLASSES)
 
 
+def test_values_of_the_graph_follow_the_graph() -> None:
+    """Norms are computed once per graph: alternating graphs of one size must not mix them up."""
+    q = _converted("gcn", 4)
+    compiled, reference = gnnquant.compile(q, threads=1), gnnquant.compile(q, target="reference")
+    graphs = [zoo.random_graph(30, 120, seed=seed) for seed in (1, 2)]
+    handles = [compiled.prepare(graph.edge_index, 30) for graph in graphs]
+    for index in (0, 1, 0, 0, 1, 1, 0):
+        graph = graphs[index]
+        wanted = reference(graph.x, graph.edge_index)
+        assert torch.equal(compiled(graph.x, graph.edge_index), wanted)
+        assert torch.equal(compiled(graph.x, handles[index]), wanted)
+
+
 def test_changed_graphs_are_noticed(gcn: gnnquant.CompiledModel) -> None:
     """The cached CSR form is never stale: edges changed in place count."""
     graph = zoo.random_graph(20, 64)

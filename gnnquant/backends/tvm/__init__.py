@@ -66,12 +66,12 @@ def build(
     machine, facts = compiler.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
-    kernels = _kernels(context)
+    kernels, of_graphs = _kernels(context)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
     calls: list[Call] = []
     for kernel in kernels:
         functions[kernel.b.name] = kernel.function()
-        calls.append(Call(kernel.b.name, kernel.b.argument_names))
+        calls.append(Call(kernel.b.name, kernel.b.argument_names, per_graph=kernel.b.name in of_graphs))
     calls = [*_weight_calls(context, functions), *calls]
     pool = context.pooled()
     context.constants["constants"] = pool
@@ -140,8 +140,11 @@ def _declare(context: Context) -> None:
         context.add(f"output.{index}", "float32", ("N", node.columns), "output")
 
 
-def _kernels(context: Context) -> list[Kernel]:
-    """One kernel per stage, in execution order; their bodies are emitted later, in this order."""
+def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
+    """One kernel per stage, in execution order; their bodies are emitted later, in this order.
+
+    Also the names of the kernels whose values depend on the graphs alone.
+    """
     from gnnquant.backends.tvm.edges import EdgeKernel, RootKernel
     from gnnquant.backends.tvm.partition import Stage, resolve, stages
     from gnnquant.backends.tvm.rows import RowKernel
@@ -151,6 +154,8 @@ def _kernels(context: Context) -> list[Kernel]:
     computed = {node.name for stage in found for node in stage.nodes}
     outputs = [(index, resolve(graph, name)) for index, name in enumerate(graph.outputs)]
     kernels: list[Kernel] = []
+    of_graphs: set[str] = set()
+    fixed = _fixed_by_graphs(graph)
     for number, stage in enumerate(found):
         if stage.rows == "node":
             inside = {node.name for node in stage.nodes}
@@ -162,10 +167,21 @@ def _kernels(context: Context) -> list[Kernel]:
             roots = Stage(stage.level, stage.rows, norms, stage.exports)
             kernels.append(RootKernel(context, roots, f"k{number}_roots"))
         kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
+        if all(node.name in fixed for node in stage.nodes):
+            of_graphs |= {f"k{number}_roots", f"k{number}_edges"}
     copied = [(index, name) for index, name in outputs if name not in computed]
     if copied:
         kernels.append(RowKernel(context, Stage(0, "node"), "copy_rows", copied))
-    return kernels
+    return kernels, of_graphs
+
+
+def _fixed_by_graphs(graph: IntegerGraph) -> set[str]:
+    """Nodes that no float input reaches."""
+    fixed: set[str] = set()
+    for node in graph.nodes:
+        if node.op not in ("node_input", "edge_input") and fixed.issuperset(node.inputs):
+            fixed.add(node.name)
+    return fixed
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
