@@ -88,7 +88,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
             (num_nodes, value.size(1)), dtype=value.dtype, device=value.device
         ).scatter_reduce(0, target.view(-1, 1).expand_as(value), value.detach().abs(), "amax")
         levels = torch.full_like(largest, EDGE_LEVELS)
-        ratio = torch.where(largest > 0, levels / largest.clamp(min=1e-38), torch.zeros(()))
+        ratio = torch.where(largest > 0, levels / largest.clamp(min=1e-38), torch.zeros_like(largest))
         scaled = value * ratio.index_select(0, target)
         codes = round_through(scaled, scaled.round())
         message = x.index_select(0, source) * _per_head(codes, x.dim())
