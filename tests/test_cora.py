@@ -12,6 +12,7 @@ import torch
 import gnnquant
 from gnnquant.datasets import load_dataset
 from gnnquant.demo_models import GCN
+from tests.parity import code_differences
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -42,25 +43,14 @@ def test_trained_model_survives_lowering(cora: Data, trained: torch.nn.Module, b
     """Codes differ in rounding ties only, classes hardly ever, and compiled code in no bit."""
     q = gnnquant.convert(trained, bits=bits)
     gnnquant.finetune(q, cora, epochs=3, teacher=trained, seed=0, progress=False)
-    seen: dict[str, torch.Tensor] = {}
-    for site in q.sites.values():
-        if site.kind != "weight":
-            q.get_submodule(site.quantizer).register_forward_hook(
-                lambda module, args, out, name=site.name: seen.update(
-                    {name: out.codes + int(module.zero2) / 2}
-                )
-            )
-    with torch.no_grad():
-        scores = q.eval()(cora.x, cora.edge_index)
-    reference = gnnquant.compile(q, target="reference")
-    executor = reference._executor
-    prepared = executor.prepare({"edge_index": cora.edge_index.numpy()}, cora.num_nodes)
-    values = executor.evaluate(prepared, {"x": cora.x.numpy()}, cora.num_nodes)
-    assert len(seen) == 4
-    for name, codes in seen.items():
-        difference = (values[name].codes - codes).abs()
+    differences = code_differences(q, cora.x, cora.edge_index)
+    assert len(differences) == 4
+    for name, difference in differences.items():
         assert float(difference.max()) <= 1, name
         assert float((difference > 0).float().mean()) <= 0.001, name
+    with torch.no_grad():
+        scores = q(cora.x, cora.edge_index)
+    reference = gnnquant.compile(q, target="reference")
     expected = reference(cora.x, cora.edge_index)
     same = scores.argmax(dim=1) == expected.argmax(dim=1)
     assert float(same.float().mean()) >= 0.999

@@ -164,8 +164,7 @@ def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
     changes_operand = name.endswith("_") and not name.endswith("__")
     return (
         changes_operand
-        or name.startswith("i")
-        and hasattr(operator, f"__{name}__")
+        or (name.startswith("i") and hasattr(operator, f"__{name}__"))
         or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
     )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from gnnquant import ir
-from gnnquant.config import QuantConfig, QuantSpec
 from gnnquant.passes.sites import Site, SiteNamer, is_dropout
 from gnnquant.quantizers import ops
 from gnnquant.quantizers.modules import Quantizer
@@ -16,6 +15,8 @@ from gnnquant.tracing.graph_ops import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gnnquant.config import QuantConfig, QuantSpec
 
 
 class QuantizerInserter:

@@ -13,6 +13,7 @@ from gnnquant.integer_graph import PackedWeight, pack_codes, unpack_codes
 from gnnquant.passes.lowering import lower
 from gnnquant.quantizers.calibration import calibrate
 from tests import zoo
+from tests.parity import code_differences
 
 LOWERED = [
     "gcn", "sage_mean", "sage_max", "gin", "gat", "appnp", "residual_gcn", "jumping_gcn",
@@ -42,28 +43,15 @@ def test_reference_equals_the_model(name: str, bits: int) -> None:
         assert float(close.float().mean()) >= 0.999
 
 
+@pytest.mark.parametrize("name", ["gcn", "sage_mean", "gat", "residual_gcn"])
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_codes_agree_site_by_site(bits: int) -> None:
+def test_codes_agree_site_by_site(name: str, bits: int) -> None:
     """Every code of the reference equals the fake quantizer's, but for counted ties of one step."""
-    q = _calibrated("gcn", bits)
+    q = _calibrated(name, bits)
     graph = zoo.random_graph(500, 3000, seed=9)
-    seen: dict[str, torch.Tensor] = {}
-    for site in q.sites.values():
-        if site.kind != "weight":
-            q.get_submodule(site.quantizer).register_forward_hook(
-                lambda module, args, out, name=site.name: seen.update(
-                    {name: out.codes + int(module.zero2) / 2}
-                )
-            )
-    with torch.no_grad():
-        q(graph.x, graph.edge_index)
-    executor = gnnquant.compile(q, target="reference")._executor
-    prepared = executor.prepare({"edge_index": graph.edge_index.numpy()}, 500)
-    values = executor.evaluate(prepared, {"x": graph.x.numpy()}, 500)
-    for name, codes in seen.items():
-        difference = (values[name].codes - codes).abs()
-        assert float(difference.max()) <= 1
-        assert float((difference > 0).float().mean()) <= 0.001
+    for site, difference in code_differences(q, graph.x, graph.edge_index).items():
+        assert float(difference.max()) <= 1, site
+        assert float((difference > 0).float().mean()) <= 0.001, site
 
 
 def test_weights_are_packed_at_their_width() -> None:

@@ -14,7 +14,7 @@ from gnnquant.backends.tvm.emit import (
     span,
     splat,
 )
-from gnnquant.backends.tvm.layout import CHUNK
+from gnnquant.backends.tvm.layout import CHUNK, unpacked_panel
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
@@ -57,12 +57,14 @@ def interleave(name: str, group: int, machine: Machine) -> Any:
     dense = b.argument("dense", (panels, words, block), "int32")
 
     def body() -> None:
-        padded = b.let(panels * block)
+        wide = b.let(unpacked_panel(panels * block))
+        rows = b.let((words * group + 3) // 4 * 4)
         with b.loop(panels) as panel, b.loop(words) as k, b.loop(block // lanes) as c:
             column = c * lanes
             word = None
             for i in range(group):
-                place = (k * group + i) * padded + panel * block + column
+                first = panel * block // wide
+                place = (first * rows + k * group + i) * wide + panel * block - first * wide + column
                 part = unpacked[span(place, lanes)]
                 if i < group - 1:
                     part = cast(part, f"int{bits}", lanes)

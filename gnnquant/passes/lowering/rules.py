@@ -132,18 +132,17 @@ def lower_propagate(
     return Rows(out.name, out.shape)
 
 
-def _edge_rows(emitter: Emitter, node: fx.Node, value: Any, csr: str) -> Rows:
-    """An edge weight in the row order of ``csr``."""
+def _edge_rows(emitter: Emitter, node: fx.Node, value: Any, csr: str, fill: float = 1.0) -> Rows:
+    """An edge weight in the row order of ``csr``; ``fill`` for self-loops that were added."""
     if isinstance(value, Rows):
         if value.rows == csr:
             return value
         source = emitter.graph[value.name]
         if source.op == "edge_input":
-            moved = emitter.emit(
-                "edge_input", (csr,), source.shape, csr, name=source.attrs["input"], **source.attrs
-            )
+            name = source.attrs["input"]
+            moved = emitter.emit("edge_input", (csr,), source.shape, csr, name=name, input=name, fill=fill)
             return Rows(moved.name, moved.shape, csr)
-    raise refuse(node, "its edge weight belongs to another edge list")
+    raise refuse(node, "its edge weight is neither an input nor computed for the same edge list")
 
 
 def lower_dequantize(emitter: Emitter, node: fx.Node, codes: Any, scale: Any) -> Any:
@@ -177,68 +176,28 @@ def lower_gcn_norm(
     operands = [csr]
     fill = 2.0 if improved else 1.0
     if edge_weight is not None:
-        if isinstance(edge_weight, Rows):
-            source = emitter.graph[edge_weight.name]
-            if source.op != "edge_input":
-                raise refuse(node, "gcn_norm of a computed edge weight is not supported")
-            moved = emitter.emit(
-                "edge_input",
-                (csr,),
-                source.shape,
-                csr,
-                name=source.attrs["input"],
-                input=source.attrs["input"],
-                fill=fill,
-            )
-            operands.append(moved.name)
-        else:
-            raise refuse(node, "gcn_norm with an edge weight that is not an input")
+        operands.append(_edge_rows(emitter, node, edge_weight, csr, fill).name)
     out = emitter.emit("gcn_norm", operands, (), csr, fill=fill)
     return changed, Rows(out.name, (), csr)
 
 
-def lower_remove_self_loops(
-    emitter: Emitter, node: fx.Node, edge_index: Any, edge_attr: Any = None
-) -> tuple[EdgeIndex, None]:
-    """PyG's ``remove_self_loops`` without edge features."""
-    _plain_loops(node, edge_index, edge_attr)
-    return EdgeIndex(edge_index.input, "remove"), None
+def _change_loops(changes: dict[str, str]) -> Rule:
+    """One of PyG's functions on self-loops, without edge features.
 
+    Args:
+        changes: What was done to the self-loops before -> what has been done after.
+    """
 
-def lower_add_self_loops(
-    emitter: Emitter,
-    node: fx.Node,
-    edge_index: Any,
-    edge_attr: Any = None,
-    fill_value: Any = None,
-    num_nodes: Any = None,
-) -> tuple[EdgeIndex, None]:
-    """PyG's ``add_self_loops`` without edge features."""
-    _plain_loops(node, edge_index, edge_attr, ("keep", "remove"))
-    loops = "replace" if edge_index.loops == "remove" else "add"
-    return EdgeIndex(edge_index.input, loops), None
+    def rule(
+        emitter: Emitter, node: fx.Node, edge_index: Any, edge_attr: Any = None, *_: Any, **__: Any
+    ) -> tuple[EdgeIndex, None]:
+        if not isinstance(edge_index, EdgeIndex) or edge_index.loops not in changes:
+            raise refuse(node, "it changes the self-loops of an edge list that was changed before")
+        if edge_attr is not None:
+            raise refuse(node, "self-loops with edge features are not supported yet")
+        return EdgeIndex(edge_index.input, changes[edge_index.loops]), None
 
-
-def lower_add_remaining_self_loops(
-    emitter: Emitter,
-    node: fx.Node,
-    edge_index: Any,
-    edge_attr: Any = None,
-    fill_value: Any = None,
-    num_nodes: Any = None,
-) -> tuple[EdgeIndex, None]:
-    """PyG's ``add_remaining_self_loops`` without edge features."""
-    _plain_loops(node, edge_index, edge_attr)
-    return EdgeIndex(edge_index.input, "remaining"), None
-
-
-def _plain_loops(
-    node: fx.Node, edge_index: Any, edge_attr: Any, allowed: tuple[str, ...] = ("keep",)
-) -> None:
-    if not isinstance(edge_index, EdgeIndex) or edge_index.loops not in allowed:
-        raise refuse(node, "it changes the self-loops of an edge list that was changed before")
-    if edge_attr is not None:
-        raise refuse(node, "self-loops with edge features are not supported yet")
+    return rule
 
 
 def lower_gather(emitter: Emitter, node: fx.Node, x: Any, dim: Any, index: Any) -> Rows:
@@ -501,9 +460,9 @@ def _functions() -> dict[Any, Rule]:
         ops.propagate: lower_propagate,
         ops.dequantize: lower_dequantize,
         gcn_norm: lower_gcn_norm,
-        utils.remove_self_loops: lower_remove_self_loops,
-        utils.add_self_loops: lower_add_self_loops,
-        utils.add_remaining_self_loops: lower_add_remaining_self_loops,
+        utils.remove_self_loops: _change_loops({"keep": "remove"}),
+        utils.add_self_loops: _change_loops({"keep": "add", "remove": "replace"}),
+        utils.add_remaining_self_loops: _change_loops({"keep": "remaining"}),
         utils.softmax: lower_segment_softmax,
         operator.getitem: lower_getitem,
         dtype_of: lower_dtype,
