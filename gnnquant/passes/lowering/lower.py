@@ -12,7 +12,7 @@ from gnnquant.errors import BackendError
 from gnnquant.integer_graph import GraphInput
 from gnnquant.passes.lowering.emitter import Emitter, describe
 from gnnquant.passes.lowering.rules import FUNCTION_RULES, METHOD_RULES, lower_module
-from gnnquant.passes.lowering.values import EdgeIndex, Rows, Unsupported
+from gnnquant.passes.lowering.values import EdgeIndex, Rows
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -35,12 +35,12 @@ def lower(module: fx.GraphModule) -> IntegerGraph:
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     environment: dict[fx.Node, Any] = {}
-    inputs, values = _classify(placeholders)
-    emitter = Emitter(inputs)
+    inputs = _classify(placeholders)
+    emitter = Emitter(list(inputs.values()))
     for node in module.graph.nodes:
         emitter.source = describe(node)
         if node.op == "placeholder":
-            environment[node] = _placeholder(emitter, node, values)
+            environment[node] = _placeholder(emitter, inputs[str(node.target)])
         elif node.op == "output":
             return emitter.finish(_outputs(environment, node))
         else:
@@ -48,28 +48,27 @@ def lower(module: fx.GraphModule) -> IntegerGraph:
     raise BackendError("the graph has no output")
 
 
-def _classify(placeholders: list[fx.Node]) -> tuple[list[GraphInput], dict[str, GraphInput]]:
+def _classify(placeholders: list[fx.Node]) -> dict[str, GraphInput]:
     """What every input is: node features, an edge index or edge features."""
     edge_indices = {node: node.meta["shape"][1] for node in placeholders if _is_edge_index(node)}
-    inputs = []
+    inputs = {}
     for node in placeholders:
-        name, shape = str(node.target), node.meta.get("shape")
+        name, shape, dtype = str(node.target), node.meta.get("shape"), node.meta.get("dtype")
         if node in edge_indices:
-            inputs.append(GraphInput(name, "edge_index"))
+            inputs[name] = GraphInput(name, "edge_index")
             continue
-        if shape is None:
-            inputs.append(GraphInput(name, "none", optional=True))
-            continue
-        owner = next((item for item, count in edge_indices.items() if count == shape[0]), None)
+        if shape is None or not 1 <= len(shape) <= 2 or dtype is not torch.float32:
+            raise BackendError(
+                f"cannot lower the input {name!r} (shape {shape}, dtype {dtype}): compiled models take "
+                "float32 node and edge features and int64 edge_index [2, E]"
+            )
         columns = shape[1] if len(shape) > 1 else 0
-        is_edge = name in EDGE_INPUTS or (owner is not None and len(shape) == 1)
-        if node.meta.get("dtype") is not torch.float32:
-            inputs.append(GraphInput(name, "unsupported"))
-        elif is_edge and owner is not None:
-            inputs.append(GraphInput(name, "edge", columns, edge_index=str(owner.target)))
+        owner = next((item for item, count in edge_indices.items() if count == shape[0]), None)
+        if owner is not None and (name in EDGE_INPUTS or len(shape) == 1):
+            inputs[name] = GraphInput(name, "edge", columns, edge_index=str(owner.target))
         else:
-            inputs.append(GraphInput(name, "node", columns))
-    return inputs, {item.name: item for item in inputs}
+            inputs[name] = GraphInput(name, "node", columns)
+    return inputs
 
 
 def _is_edge_index(node: fx.Node) -> bool:
@@ -77,18 +76,15 @@ def _is_edge_index(node: fx.Node) -> bool:
     return shape is not None and len(shape) == 2 and shape[0] == 2 and (node.meta.get("dtype") is torch.int64)
 
 
-def _placeholder(emitter: Emitter, node: fx.Node, inputs: dict[str, GraphInput]) -> Any:
-    item = inputs[str(node.target)]
+def _placeholder(emitter: Emitter, item: GraphInput) -> EdgeIndex | Rows:
     if item.kind == "edge_index":
         return EdgeIndex(item.name)
-    if item.kind == "none":
-        return None
-    if item.kind == "unsupported":
-        return Unsupported(item.name, f"inputs of dtype {node.meta.get('dtype')} are not supported")
     shape = (item.columns,) if item.columns else ()
     if item.kind == "edge":
         csr = emitter.csr(EdgeIndex(item.edge_index))
-        emitted = emitter.emit("edge_input", (csr,), shape, csr, name=item.name, input=item.name, fill=1.0)
+        emitted = emitter.emit(
+            "edge_input", (csr,), shape, csr, name=item.name, input=item.name, fill=1.0
+        )
     else:
         emitted = emitter.emit("node_input", (), shape, name=item.name, input=item.name)
     return Rows(emitted.name, emitted.shape, emitted.rows)
@@ -103,9 +99,6 @@ def _lower_node(
     args, kwargs = value(node.args), value(node.kwargs)
     if node.op == "get_attr":
         return _attribute(module, str(node.target))
-    for operand in pytree.tree_leaves((args, kwargs)):
-        if isinstance(operand, Unsupported):
-            raise BackendError(f"cannot lower {describe(node)}: {operand.name}: {operand.why}")
     if node.op == "call_module":
         return lower_module(emitter, node, module.get_submodule(str(node.target)), args, kwargs)
     rules = METHOD_RULES if node.op == "call_method" else FUNCTION_RULES

@@ -73,11 +73,3 @@ class Size:
     """A number that depends on the graph: ``"nodes"`` or ``"edges"``."""
 
     what: str
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """An input that no rule knows; an error only where it is used."""
-
-    name: str
-    why: str
