@@ -17,13 +17,14 @@ from gnnquant.backends.tvm.emit import (
     number,
     product,
     reinterpret,
+    shift_left,
     shift_right,
     shuffle,
     span,
     splat,
     unary,
 )
-from gnnquant.backends.tvm.gemm import dot_words
+from gnnquant.backends.tvm.gemm import dot_words, interleaved
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.integer_graph import EDGE_LEVELS
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 SLICE = 32768
 """Edges whose sums fit 32 bits at any width: 32768 * 127 * 510 < 2^31."""
-AHEAD = 8
+AHEAD = 16
 """Edges to prefetch ahead (at most ``GRAPH_PADDING``)."""
 LINE = 64
 """Bytes of a cache line."""
@@ -205,6 +206,9 @@ class _WeightedSum:
     def _accumulate_bytes(self, start: Any, count: Any) -> None:
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         groups = self.layout.groups
+        if self.heads == 1 and lanes == kernel.lanes and kernel.machine.words and groups % 4 == 0:
+            self._accumulate_pairs(start, count)
+            return
         together = _divisor(groups, 8)
         pairs = lanes == kernel.lanes and kernel.machine.words
 
@@ -232,6 +236,46 @@ class _WeightedSum:
                 kernel.save("int32", acc[g], place, lanes)
 
         kernel.each(groups // together, block)
+
+    def _accumulate_pairs(self, start: Any, count: Any) -> None:
+        """Bytes of two edges at a time: interleaved, then widened, so that one product adds both."""
+        from tvm import tirx
+
+        kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
+        width = 4 * lanes
+        steps = _divisor(self.layout.groups // 4, 2)
+        orders = interleaved(width, 16)
+        zero = splat(const(0, "uint8"), width)
+
+        def block(index: Any) -> None:
+            acc = b.registers(4 * steps, "int32", lanes)
+            for i in range(4 * steps):
+                b.store(acc, splat(const(0), lanes), i)
+            first = index * (steps * width)
+            with b.loop((count + 1) // 2) as pair:
+                e = b.let(start + 2 * pair)
+                # an edge without a partner is its own, with the weight 0
+                both = 2 * pair + 1 < count
+                e2 = b.let(tirx.min(e + 1, start + count - 1))
+                j, j2 = b.let(self.indices[e]), b.let(self.indices[e2])
+                upper = choose(both, shift_left(self._code(e2, 0), 16, "int32", 1), const(0))
+                weights = (self._code(e, 0) & const(0xFFFF)) | upper
+                weight = b.let(reinterpret(splat(weights, lanes), "int16", 2 * lanes))
+                for step in range(steps):
+                    place = first + step * width
+                    rows = [b.let(self.codes[row, span(place, width)]) for row in (j, j2)]
+                    for half, order in enumerate(orders):
+                        mixed = b.let(shuffle(rows, order))
+                        for quarter, order_ in enumerate(orders):
+                            wide = reinterpret(shuffle([mixed, zero], order_), "int16", 2 * lanes)
+                            i = 4 * step + 2 * half + quarter
+                            b.store(acc, acc[i] + dot_words(kernel.machine, wide, weight), i)
+            for step in range(steps):
+                values = [b.let(acc[4 * step + i]) for i in range(4)]
+                for part, value in enumerate(_in_order(values, lanes)):
+                    kernel.save("int32", value, self.narrow + first + step * width + part * lanes, lanes)
+
+        kernel.each(self.layout.groups // (4 * steps), block)
 
     def _accumulate_packed(self, start: Any, count: Any) -> None:
         from tvm import tirx
@@ -338,6 +382,18 @@ class _WeightedSum:
                 column(c)
 
         kernel.each(layout.groups, group)
+
+
+def _in_order(values: list[Any], lanes: int) -> list[Any]:
+    """Four vectors in column order, given that number v holds every fourth run of 4 columns."""
+    if lanes == 4:
+        return values
+    out = []
+    for begin in range(0, 4 * lanes, lanes):
+        runs = [divmod(column // 4, 4) for column in range(begin, begin + lanes, 4)]
+        order = [n * lanes + part * 4 + i for n, (part, _) in enumerate(runs) for i in range(4)]
+        out.append(shuffle([values[v] for _, v in runs], order))
+    return out
 
 
 def _constant_weight(scale: Any) -> tuple[int, Any]:

@@ -87,7 +87,7 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         context.constants[f"weight.{name}"] = packed
         context.add(f"weight.{name}", "uint8", packed.shape, "constant")
         unpacked = packed.size * (8 // weight.bits)
-        size = max(unpacked, layout.rows4 * padded)
+        size = max(unpacked, round_up(inputs, 4) * padded)
         context.add(f"unpacked.{name}", "int8", (round_up(size, CHUNK),), "workspace")
         shape = (padded // block, layout.words, block)
         context.add(f"dense{group}.{name}", "int32", shape, "workspace")
@@ -269,34 +269,29 @@ def _sparse(
     b = kernel.b
     pitch = round_up(layout.inputs + 16, 32)
     index = kernel.reserve("uint16", kernel.block * pitch)
-    bytes_ = bool(kernel.machine.bytes)
-    value = kernel.reserve("uint8" if bytes_ else "uint16", kernel.block * pitch)
-    values = [value]
-    if layout.group == 2 and bytes_:
-        values = [kernel.reserve("uint8", kernel.block * pitch) for _ in range(2)]
+    value = kernel.reserve("uint8" if layout.group == 4 else "uint16", kernel.block * pitch)
     count = kernel.reserve("int32", kernel.block)
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
 
     def scan(r: Any) -> None:
         _compress(kernel, q, layout, r, index + r * pitch, value + r * pitch, count + r)
-        if len(values) > 1:
-            _split(kernel, value + r * pitch, [v + r * pitch for v in values], count + r)
         b.store(found, found[0] + kernel.load("int32", count + r), 0)
 
     kernel.each_row(scan)
 
     def skip() -> None:
-        pairs = _Pairs(kernel, q, layout, name, reach)
+        def row(r: Any) -> None:
+            pairs = b.let((kernel.load("int32", count + r) + 1) // 2)
+            _pairs(
+                kernel,
+                layout,
+                name,
+                (reach if layout.group == 4 else 0),
+                (index + r * pitch, value + r * pitch, pairs, total + r * stride),
+            )
 
-        def row(r: Any, panel: Any) -> None:
-            number_ = b.let((kernel.load("int32", count + r) + 1) // 2)
-            pairs.emit(panel, number_, index + r * pitch, [v + r * pitch for v in values], total + r * stride)
-
-        kernel.each(
-            layout.padded // layout.panel,
-            lambda panel: kernel.each_row(lambda r: row(r, panel)),
-        )
+        kernel.each_row(row)
 
     b.branch(
         found[0] * SPARSE_SHARE <= kernel.rows * layout.inputs,
@@ -310,7 +305,7 @@ def _compress(
 ) -> None:
     """Positions and values of the codes of row r that are not 0, padded to a pair."""
     b = kernel.b
-    dtype = "uint8" if kernel.machine.bytes else "uint16"
+    dtype = "uint8" if layout.group == 4 else "uint16"
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
     start = q.start + r * q.stride
@@ -362,127 +357,81 @@ def _nonzero(kernel: RowKernel, start: Any) -> Any:
     return kernel.b.let(result ^ const(-1, "int64"))
 
 
-def _split(kernel: RowKernel, value: Any, halves: list[Any], count: Any) -> None:
-    """The upper and the lower four bits of the codes that were found."""
-    width = 32
-    with kernel.b.loop(kernel.load("int32", count) // width + 1) as i:
-        data = kernel.load("uint8", value + i * width, width)
-        for place, part in zip(halves, _nibbles(data, width), strict=True):
-            kernel.save("uint8", part, place + i * width, width)
+def _pairs(
+    kernel: RowKernel,
+    layout: WeightLayout,
+    name: str,
+    reach: int,
+    places: tuple[Any, Any, Any, Any],
+) -> None:
+    """Sum weight rows times codes, two rows at a time; bytes where ``reach`` pairs fit int16."""
+    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
+    index, value, pairs, total = places
+    weights = kernel.buffer(f"unpacked.{name}")
+    narrow = reach > 0
+    width = (4 if narrow else 2) * lanes  # columns of one step
+    steps = min(4, layout.padded // width)
+    while layout.padded // width % steps:
+        steps -= 1
+    half = width // 2
+    order_low, order_high = interleaved(width, 16 if narrow else 8)
 
+    def load(k: Any, column: Any) -> Any:
+        data = weights[span(k * layout.padded + column, width)]
+        return data if narrow else cast(data, "int16", width)
 
-def _nibbles(data: Any, width: int) -> tuple[Any, Any]:
-    return shift_right(data, 4, "uint8", width), data & splat(const(15, "uint8"), width)
+    def panel(number_: Any) -> None:
+        first = number_ * (steps * width)
+        kind = "int16" if narrow else "int32"
+        acc = b.registers(2 * steps, kind, half)
 
+        def clear() -> None:
+            for i in range(2 * steps):
+                b.store(acc, splat(const(0, kind), half), i)
 
-class _Pairs:
-    """Sums of weight rows times codes, two rows at a time, for a row and a panel of columns.
+        def pair(p: Any) -> None:
+            k1 = b.let(cast(kernel.load("uint16", index + 2 * p), "int32"))
+            k2 = b.let(cast(kernel.load("uint16", index + 2 * p + 1), "int32"))
+            two = kernel.load("uint8" if narrow else "uint16", value + 2 * p, 2)
+            both = splat(reinterpret(two, "int16" if narrow else "int32"), half)
+            x = b.let(reinterpret(both, "uint8" if narrow else "int16", width))
+            for step in range(steps):
+                one = b.let(load(k1, first + step * width))
+                other = b.let(load(k2, first + step * width))
+                for side, order in enumerate((order_low, order_high)):
+                    mixed = shuffle([one, other], order)
+                    dot = dot_bytes(machine, x, mixed) if narrow else dot_words(machine, x, mixed)
+                    b.store(acc, acc[2 * step + side] + dot, 2 * step + side)
 
-    Bytes where a few pairs fit int16. Codes of 8 bits are taken as ``16 h + l``: the sums of h and of l
-    do, and are put together where they are widened.
-    """
+        def flush(add: bool) -> None:
+            for step in range(steps):
+                low, high = b.let(acc[2 * step]), b.let(acc[2 * step + 1])
+                _store_sums(kernel, low, high, narrow, total + first + step * width, add)
 
-    def __init__(self, kernel: RowKernel, q: Codes, layout: WeightLayout, name: str, reach: int) -> None:
-        self.kernel = kernel
-        self.layout = layout
-        self.weights = kernel.buffer(f"unpacked.{name}")
-        self.narrow = bool(kernel.machine.bytes)
-        self.parts = 2 if self.narrow and layout.group == 2 else 1
-        self.reach = reach
-        if self.parts == 2:
-            largest = int(np.abs(kernel.context.graph.weights[name].integers.astype(np.int64)).max(initial=1))
-            self.reach = 32767 // (2 * (2 ** (q.bits - 4) - 1) * largest)
-        self.width = (4 if self.narrow else 2) * kernel.lanes  # columns of one step
-        self.steps = layout.panel // self.width
-        self.kind = "int16" if self.narrow else "int32"
-        self.half = self.width // 2
-        self.acc: Any = None
-
-    def emit(self, panel: Any, pairs: Any, index: Any, values: list[Any], total: Any) -> None:
-        """``pairs`` pairs of positions and codes, into int32 sums at ``total``."""
+        if not narrow:
+            clear()
+            with b.loop(pairs) as p:
+                pair(p)
+            flush(False)
+            return
         from tvm import tirx
 
-        b, layout, reach = self.kernel.b, self.layout, self.reach
-        first = panel * (layout.rows4 * layout.panel)
-        total = total + panel * layout.panel
-        self.acc = b.registers(2 * self.steps * self.parts, self.kind, self.half)
-        self._clear()
-        if not self.narrow:
-            with b.loop(pairs) as p:
-                self._pair(p, first, index, values)
-            self._flush(total, False)
-            return
+        clear()
         with b.loop(tirx.min(pairs, const(reach))) as p:
-            self._pair(p, first, index, values)
-        self._flush(total, False)
+            pair(p)
+        flush(False)
         if 2 * reach < layout.inputs:
             with b.loop((pairs + (reach - 1)) // reach - 1) as more:
-                self._clear()
+                clear()
                 begin = b.let((more + 1) * reach)
                 with b.loop(tirx.min(pairs - begin, const(reach))) as p:
-                    self._pair(begin + p, first, index, values)
-                self._flush(total, True)
+                    pair(begin + p)
+                flush(True)
 
-    def _clear(self) -> None:
-        for i in range(2 * self.steps * self.parts):
-            self.kernel.b.store(self.acc, splat(const(0, self.kind), self.half), i)
-
-    def _pair(self, p: Any, first: Any, index: Any, values: list[Any]) -> None:
-        kernel, b, narrow, width = self.kernel, self.kernel.b, self.narrow, self.width
-        order = _interleave(width, 16 if narrow else 8)
-        k1 = b.let(first + cast(kernel.load("uint16", index + 2 * p), "int32") * self.layout.panel)
-        k2 = b.let(first + cast(kernel.load("uint16", index + 2 * p + 1), "int32") * self.layout.panel)
-        codes = []
-        for value in values:
-            two = kernel.load("uint8" if narrow else "uint16", value + 2 * p, 2)
-            both = splat(reinterpret(two, "int16" if narrow else "int32"), self.half)
-            codes.append(b.let(reinterpret(both, "uint8" if narrow else "int16", width)))
-        dot = dot_bytes if narrow else dot_words
-        for step in range(self.steps):
-            one, other = (b.let(self._load(k + step * width)) for k in (k1, k2))
-            for side in range(2):
-                mixed = b.let(shuffle([one, other], order[side]))
-                for part, x in enumerate(codes):
-                    place = (part * self.steps + step) * 2 + side
-                    b.store(self.acc, self.acc[place] + dot(kernel.machine, x, mixed), place)
-
-    def _load(self, place: Any) -> Any:
-        data = self.weights[span(place, self.width)]
-        return data if self.narrow else cast(data, "int16", self.width)
-
-    def _flush(self, total: Any, add: bool) -> None:
-        kernel, b, lanes = self.kernel, self.kernel.b, self.kernel.lanes
-        for step in range(self.steps):
-            sums = [[b.let(self.acc[(part * self.steps + step) * 2 + side]) for part in range(self.parts)]
-                    for side in range(2)]
-            place = total + step * self.width
-            if self.parts == 1:
-                _store_sums(kernel, sums[0][0], sums[1][0], self.narrow, place, add)
-                continue
-            _store_joined(kernel, sums, place, add)
+    kernel.each(layout.padded // (steps * width), panel)
 
 
-def _store_joined(kernel: RowKernel, sums: list[list[Any]], place: Any, add: bool) -> None:
-    """Write ``16 h + l`` for the accumulators [side][h or l] in column order."""
-    lanes, machine = kernel.lanes, kernel.machine
-    factors = splat(const(16 | 1 << 16), lanes)
-    factors = reinterpret(factors, "int16", 2 * lanes)
-    vectors = []
-    for side in sums:
-        for order in _interleave(2 * lanes, 8):
-            vectors.append(kernel.b.let(dot_words(machine, shuffle(side, order), factors)))
-    # vector v holds, of part p of 16 columns, those from 4 v on
-    for begin in range(0, 4 * lanes, lanes):
-        quads = [divmod(column, 16) for column in range(begin, begin + lanes, 4)]
-        used = sorted({rest // 4 for _, rest in quads})
-        lane = [used.index(rest // 4) * lanes + part * 4 + i for part, rest in quads for i in range(4)]
-        value = shuffle([vectors[v] for v in used], lane) if lanes > 4 else vectors[begin // lanes]
-        if add:
-            value = value + kernel.load("int32", place + begin, lanes)
-        kernel.save("int32", value, place + begin, lanes)
-
-
-def _interleave(width: int, run: int) -> tuple[list[int], list[int]]:
+def interleaved(width: int, run: int) -> tuple[list[int], list[int]]:
     """Lane orders that interleave two vectors within 128-bit parts of ``run`` elements."""
     low, high = [], []
     for part in range(0, width, run):

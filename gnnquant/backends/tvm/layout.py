@@ -8,10 +8,10 @@ Codes of a row that other rows gather (``CodeLayout``)
     ``(chunk >> (i * bits)) & mask`` is group i as 16-bit numbers in column order.
 
 Integer weights [K, M] (``pack_weight``)
-    The constant holds the codes of [Mp / P, K, P] (Mp: M padded to whole vectors, P: columns of a
-    panel, K: rounded up to 4) in row-major order at their bit width, in chunks of ``CHUNK`` bytes:
-    code j of group i of a chunk lies in byte j at bits ``i * bits``. At the start of a call they are
-    unpacked to int8 in the same order, and interleaved for the dense kernel to int32 words [Mp / block, Kq, block], a word holding 4 int8 (or 2 int16)
+    The constant holds the codes of [K, Mp] (Mp: M padded to whole vectors) in row-major order at
+    their bit width, in chunks of ``CHUNK`` bytes: code j of group i of a chunk lies in byte j at bits
+    ``i * bits``. At the start of a call they are unpacked to int8 [K, Mp] and interleaved for the
+    dense kernel to int32 words [Mp / block, Kq, block], a word holding 4 int8 (or 2 int16)
     consecutive k of one column.
 
 Float weights [K, M]
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 CHUNK = 32
 """Bytes of packed weights that are unpacked together."""
-PANEL = 64
-"""Columns of a panel of unpacked weights: 500 rows of it fill a first-level cache."""
 NARROW = 16
 """Packed rows below this many bytes are stored with a byte per column instead."""
 
@@ -161,35 +159,13 @@ class WeightLayout:
         """Rows of the unpacked weight, enough for whole words."""
         return self.words * self.group
 
-    @property
-    def panel(self) -> int:
-        """Columns of a panel of the unpacked weight."""
-        return unpacked_panel(self.padded)
-
-    @property
-    def rows4(self) -> int:
-        """Rows of a panel of the unpacked weight."""
-        return round_up(self.inputs, 4)
-
-
-def unpacked_panel(padded: Any) -> Any:
-    """Columns of a panel of the unpacked weight: the largest power of two in Mp, at most ``PANEL``."""
-    largest = padded & -padded
-    if isinstance(padded, int):
-        return min(largest, PANEL)
-    from tvm import tirx
-
-    return tirx.min(largest, tirx.const(PANEL, "int32"))
-
 
 def pack_weight(weight: PackedWeight, padded: int) -> NDArray[np.uint8]:
     """The constant that holds ``weight``; padding columns have code 0."""
     inputs, outputs = weight.shape
-    panel = unpacked_panel(padded)
-    codes = np.zeros((round_up(inputs, 4), padded), dtype=np.uint8)
-    codes[:inputs, :outputs] = weight.codes
-    parts = codes.reshape(-1, padded // panel, panel).transpose(1, 0, 2)
-    return pack_chunks(parts.reshape(-1), weight.bits)
+    codes = np.zeros((inputs, padded), dtype=np.uint8)
+    codes[:, :outputs] = weight.codes
+    return pack_chunks(codes.reshape(-1), weight.bits)
 
 
 def pack_chunks(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from gnnquant.backends.tvm.emit import (
     span,
     splat,
 )
-from gnnquant.backends.tvm.layout import CHUNK, unpacked_panel
+from gnnquant.backends.tvm.layout import CHUNK
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
@@ -57,14 +57,12 @@ def interleave(name: str, group: int, machine: Machine) -> Any:
     dense = b.argument("dense", (panels, words, block), "int32")
 
     def body() -> None:
-        wide = b.let(unpacked_panel(panels * block))
-        rows = b.let((words * group + 3) // 4 * 4)
+        padded = b.let(panels * block)
         with b.loop(panels) as panel, b.loop(words) as k, b.loop(block // lanes) as c:
             column = c * lanes
             word = None
             for i in range(group):
-                first = panel * block // wide
-                place = (first * rows + k * group + i) * wide + panel * block - first * wide + column
+                place = (k * group + i) * padded + panel * block + column
                 part = unpacked[span(place, lanes)]
                 if i < group - 1:
                     part = cast(part, f"int{bits}", lanes)
