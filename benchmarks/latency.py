@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import gnnquant
 from gnnquant.datasets import DATASETS, load_dataset
-from gnnquant.timing import interleaved_medians, one_torch_thread
+from gnnquant.timing import interleaved_medians, keep_freed_memory, one_torch_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    keep_freed_memory()
     with one_torch_thread():
         print(json.dumps(measure(options.dataset, options.hidden, options.threads, options.seed), indent=2))
 

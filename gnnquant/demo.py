@@ -99,9 +99,10 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         GnnQuantError: From any of the steps.
         KeyboardInterrupt: On Ctrl-C; the rows so far are written.
     """
-    from gnnquant.timing import one_torch_thread
+    from gnnquant.timing import keep_freed_memory, one_torch_thread
 
     console = _console()
+    keep_freed_memory()
     # One thread throughout: the sums of training do not depend on the number of cores then, and
     # graphs of this size gain little from more.
     with one_torch_thread():
