@@ -115,8 +115,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="let glibc keep freed memory, which spares eager PyG the page faults of its messages",
+    )
     options = parser.parse_args()
-    keep_freed_memory()
+    if options.keep_freed_memory:
+        keep_freed_memory()
     with one_torch_thread():
         print(json.dumps(measure(options.dataset, options.hidden, options.threads, options.seed), indent=2))
 
