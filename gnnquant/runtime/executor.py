@@ -161,11 +161,6 @@ class TvmExecutor:
         for graph in self._plan.graphs:
             edges = edge_indices[graph.edge_index]
             self._check_size("edges", edges.shape[1] + num_nodes)
-            if edges.shape[1] + num_nodes > INT32_MAX:
-                raise InputError(
-                    f"{graph.edge_index}: {edges.shape[1]} edges and {num_nodes} nodes are "
-                    f"together more than {INT32_MAX}"
-                )
             if not edges.flags.c_contiguous or address_of(edges) % ALIGNMENT:
                 edges = aligned_copy(edges)
             mode = aligned_array((1,), np.int32)
@@ -206,7 +201,7 @@ class TvmExecutor:
 
     def _check_size(self, what: str, size: int) -> None:
         """Refuse graphs beyond the 32-bit offsets of the kernels."""
-        most = self._plan.notes.get(f"max_{what}", INT32_MAX)
+        most = min(self._plan.notes.get(f"max_{what}", INT32_MAX), INT32_MAX)
         if size > most:
             raise InputError(f"{size} {what}, self-loops included, are more than this model can take: {most}")
 
