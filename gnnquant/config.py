@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 SITE_KINDS = ("input", "weight", "message", "aggregate", "update", "output", "skip")
 """Kinds of sites.
 
-``input``: operand of a linear layer that comes from the model's inputs or from another linear layer;
-``weight``: weight of a linear layer; ``message``: what is gathered along edges, quantized by node
-before the gather; ``aggregate``: an aggregate that feeds a linear layer of its own convolution;
+``input``: operand of a linear layer, or factor of a product of computed values (attention scores), that
+comes from the model's inputs or from another linear layer;
+``weight``: weight of a linear layer, also one that is computed from parameters; ``message``: what is
+gathered along edges, quantized by node before the gather where it is a copy of the node, else by edge;
+``aggregate``: an aggregate that feeds a linear layer of its own convolution;
 ``update``: the result of a convolution, with bias, norm and activation, that feeds a linear layer;
 ``output``: what the model returns (off unless asked for); ``skip``: a value kept for a later
 addition or concatenation (residual, teleport), 8 bits unless asked otherwise.
@@ -31,7 +33,8 @@ class QuantSpec:
         bits: 2, 4 or 8.
         granularity: ``"row"`` (one scale per node, a learned factor times the row's largest
             magnitude), ``"tensor"`` (one learned scale) or, for weights only, ``"column"`` (one
-            learned scale per output channel).
+            learned scale per output channel). Rows of one number always have ``"tensor"``: a scale of
+            its own would be the number itself.
         enabled: ``False`` leaves the site in float32.
     """
 

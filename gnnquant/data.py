@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from contextlib import suppress
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, get_args
 
 from gnnquant.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch_geometric.data import Data
+    from torch_geometric.data import Data, HeteroData
+    from torch_geometric.data.storage import BaseStorage
 
-Inputs: TypeAlias = "Callable[[Data], Mapping[str, Any] | Sequence[Any]] | Mapping[str, str]"
+    Graph: TypeAlias = Data | HeteroData
+
+Inputs: TypeAlias = "Callable[[Any], Mapping[str, Any] | Sequence[Any]] | Mapping[str, str]"
 """How to find a model's inputs: ``data -> {parameter: value}`` (or the values in the parameters'
 order), or a mapping from the parameters' names to the names of ``Data``'s attributes."""
+GRAPH_TYPES = frozenset({"Data", "HeteroData", "Batch"})
+"""Annotations of parameters that take a whole graph."""
+GRAPH_NAMES = frozenset({"data", "batch", "graph"})
+"""What users call the one parameter of a ``forward`` that takes a whole graph."""
 
 
-def model_inputs(model: nn.Module, data: Data, inputs: Inputs | None = None) -> dict[str, Any]:
+def model_inputs(model: nn.Module, data: Graph, inputs: Inputs | None = None) -> dict[str, Any]:
     """The keyword arguments with which ``model`` runs on ``data``.
 
     Without ``inputs`` every parameter of ``model.forward`` is taken from the attribute of that
-    name (``x``, ``edge_index``, ``edge_weight``, ``edge_attr``, ``batch``, ...). A parameter that
-    ``data`` lacks is left out when it has a default.
+    name (``x``, ``edge_index``, ``edge_weight``, ``edge_attr``, ``batch``, ...; of a ``HeteroData``
+    ``x_dict``, ``edge_index_dict``, ...). A parameter that ``data`` lacks is left out when it has a
+    default. A parameter that takes a whole graph is given ``data`` itself: the model was traced with one,
+    its annotation says so, or it is the only one that is required and called ``data``, ``batch`` or
+    ``graph``.
 
     Args:
         model: The model, or anything with the same signature of ``forward``.
@@ -40,18 +52,18 @@ def model_inputs(model: nn.Module, data: Data, inputs: Inputs | None = None) -> 
         return _checked(parameters, inputs(data))
     attributes = dict(inputs or {})
     _refuse_unknown(parameters, attributes)
+    whole = _take_graphs(model, parameters)
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        attribute = attributes.get(name, name)
-        if attribute in data:
-            found[name] = data[attribute]
+        if name in whole and name not in attributes:
+            found[name] = data
             continue
-        required = parameter.default is inspect.Parameter.empty
-        # Derived attributes (num_nodes, num_graphs) are not stored, and are given only on demand.
-        value = getattr(data, attribute, None) if required or name in attributes else None
+        attribute = attributes.get(name, name)
+        wanted = parameter.default is inspect.Parameter.empty or name in attributes
+        value = _attribute(data, attribute, derived=wanted)
         if value is not None:
             found[name] = value
-        elif required or name in attributes:
+        elif wanted:
             raise InputError(
                 f"{type(model).__name__}.forward needs {name!r}, and the data has no "
                 f"{attribute!r} (it has {', '.join(sorted(data.keys()))}); store it there, or say "
@@ -60,23 +72,86 @@ def model_inputs(model: nn.Module, data: Data, inputs: Inputs | None = None) -> 
     return found
 
 
-def iterate(data: Data | Iterable[Data]) -> Iterator[Data]:
+def _take_graphs(model: nn.Module, parameters: Mapping[str, inspect.Parameter]) -> set[str]:
+    """Parameters that take a whole graph."""
+    from gnnquant.tracing import TracedModule
+    from gnnquant.tracing.signature import Fields
+
+    if isinstance(model, TracedModule):
+        return {name for name, layout in model.signature.inputs.items() if isinstance(layout, Fields)}
+    annotated = {name for name, item in parameters.items() if _names_graph(item.annotation)}
+    required = [name for name, item in parameters.items() if item.default is inspect.Parameter.empty]
+    return annotated | (set(required) & GRAPH_NAMES if len(required) == 1 else set())
+
+
+def _names_graph(annotation: Any) -> bool:
+    """Whether an annotation, which may be a string, is a type of graphs or a union with one."""
+    if isinstance(annotation, type):
+        return any(base.__name__ in GRAPH_TYPES for base in annotation.__mro__)
+    parts = annotation.split("|") if isinstance(annotation, str) else []
+    named = any(part.strip().rpartition(".")[2] in GRAPH_TYPES for part in parts)
+    return named or (isinstance(annotation, UnionType) and any(map(_names_graph, get_args(annotation))))
+
+
+def _attribute(data: Graph, name: str, *, derived: bool) -> Any:
+    """An attribute of ``data``, None where there is none."""
+    from torch_geometric.data import HeteroData
+
+    # keys of a HeteroData are those of its types; asking it for another one would add a type
+    stored = data.stores[0] if isinstance(data, HeteroData) else data
+    if name in stored:
+        return stored[name]
+    by_type = isinstance(data, HeteroData) and name.endswith("_dict") and name[:-5] in data
+    # Derived attributes (num_nodes, num_graphs) are not stored, and are given only on demand.
+    if derived or by_type:
+        with suppress(KeyError):
+            return getattr(data, name, None)
+    return None
+
+
+def is_graph(data: object) -> TypeGuard[Graph]:
+    """Whether ``data`` is one graph or one batch of graphs."""
+    from torch_geometric.data import Data, HeteroData
+
+    return isinstance(data, (Data, HeteroData))
+
+
+def labelled_part(data: Graph) -> Data | BaseStorage:
+    """What has the labels and masks: the graph itself, or of a ``HeteroData`` the part that has them.
+
+    Raises:
+        InputError: When several types have masks or, without masks, labels.
+    """
+    from torch_geometric.data import HeteroData
+
+    if not isinstance(data, HeteroData):
+        return data
+    for name in ("train_mask", "y"):
+        parts = [store for store in data.stores if name in store]
+        if len(parts) > 1:
+            types = ", ".join(repr(store._key) for store in parts)
+            raise InputError(f"{types} have {name}: leave it to the one type that the model scores")
+        if parts:
+            return parts[0]
+    return data.stores[0]
+
+
+def iterate(data: Graph | Iterable[Graph]) -> Iterator[Graph]:
     """The graphs of one epoch: ``data`` itself, or what a loader yields.
 
     Args:
-        data: A ``Data`` (or ``Batch``), or a list or loader that can be iterated over again.
+        data: A ``Data``, ``HeteroData`` or ``Batch``, or a list or loader that can be iterated over again.
 
     Yields:
         Each graph or batch.
 
     Raises:
-        InputError: For an iterator that would be exhausted after one epoch, for heterogeneous
-            graphs and for anything that is not graphs.
+        InputError: For an iterator that would be exhausted after one epoch, and for anything that is
+            not graphs.
     """
-    from torch_geometric.data import Data as HomogeneousData
     from torch_geometric.data.data import BaseData
 
-    if isinstance(data, HomogeneousData):
+    if is_graph(data):
         yield data
         return
     if isinstance(data, Iterator):
@@ -84,7 +159,7 @@ def iterate(data: Data | Iterable[Data]) -> Iterator[Data]:
     if isinstance(data, BaseData) or not isinstance(data, Iterable):
         raise InputError(f"expected a Data or a loader of Data, not a {type(data).__name__}")
     for graph in data:
-        if not isinstance(graph, HomogeneousData):
+        if not is_graph(graph):
             raise InputError(
                 f"expected a Data or a loader of Data, not a {type(data).__name__} of {type(graph).__name__}"
             )

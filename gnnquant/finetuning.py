@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gnnquant.data import iterate
+from gnnquant.data import is_graph, iterate, labelled_part
 from gnnquant.errors import FineTuneError
 from gnnquant.objective import Objective, check_masks
 from gnnquant.quantizers.calibration import calibrate, is_calibrated, quantizers_of
@@ -19,9 +19,7 @@ from gnnquant.smoothness import ConstraintReport, LagrangianDriver, Smoothness
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch_geometric.data import Data
-
-    from gnnquant.data import Inputs
+    from gnnquant.data import Graph, Inputs
     from gnnquant.objective import Loss
 
 LABEL_WEIGHT_WITH_TEACHER = 0.1
@@ -69,7 +67,7 @@ class FineTuneResult:
 
 def finetune(
     q: nn.Module,
-    data: Data | Iterable[Data],
+    data: Graph | Iterable[Graph],
     *,
     epochs: int = 200,
     lr: float = 0.005,
@@ -79,7 +77,7 @@ def finetune(
     progress: bool = True,
     loss: Loss | None = None,
     inputs: Inputs | None = None,
-    val_data: Data | Iterable[Data] | None = None,
+    val_data: Graph | Iterable[Graph] | None = None,
     weight_decay: float = 5e-4,
     range_lr: float = 0.01,
     distillation_weight: float = 1.0,
@@ -99,7 +97,8 @@ def finetune(
 
     Args:
         q: The model, changed in place and left in eval mode.
-        data: One graph, or a list or loader of graphs or batches.
+        data: One graph, or a list or loader of graphs or batches; of a ``HeteroData`` the one type that has
+            masks, or else labels, is learned.
         epochs: Passes over ``data``.
         lr: Learning rate of the weights.
         teacher: Adds distillation on all nodes, unlabelled ones included: a model with the
@@ -124,12 +123,10 @@ def finetune(
             device, or a loss that is not finite (the best state is restored first).
         InputError: When a model input is not in the data.
     """
-    from torch_geometric.data import Data as HomogeneousData
-
     if epochs < 1:
         raise FineTuneError(f"epochs must be at least 1, not {epochs}")
-    single = isinstance(data, HomogeneousData)
-    if single:
+    single = is_graph(data)
+    if is_graph(data):
         check_masks(data)
     elif isinstance(teacher, Tensor):
         raise FineTuneError("a teacher's scores fit one graph only; with a loader pass the model")
@@ -170,8 +167,8 @@ class _Run:
     """One fine-tuning in progress."""
 
     q: nn.Module
-    data: Data | Iterable[Data]
-    val_data: Data | Iterable[Data] | None
+    data: Graph | Iterable[Graph]
+    val_data: Graph | Iterable[Graph] | None
     objective: Objective
     driver: LagrangianDriver | None
     optimizer: torch.optim.Optimizer
@@ -238,7 +235,7 @@ class _Run:
         total, count = 0.0, 0
         with torch.no_grad():
             for data in iterate(self.data if self.val_data is None else self.val_data):
-                if self.val_data is None and "val_mask" not in data:
+                if self.val_data is None and "val_mask" not in labelled_part(data):
                     continue
                 output = self.q(**self.objective.arguments(data))
                 quality, examples = self.objective.quality(output, data)

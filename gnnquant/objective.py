@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnquant.data import model_inputs
+from gnnquant.data import is_graph, labelled_part, model_inputs
 from gnnquant.errors import FineTuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch_geometric.data import Data
+    from torch_geometric.data.storage import BaseStorage
 
-    from gnnquant.data import Inputs
+    from gnnquant.data import Graph, Inputs
 
-Loss: TypeAlias = "Callable[[Any, Data, Tensor], Tensor]"
+Loss: TypeAlias = "Callable[[Any, Any, Tensor], Tensor]"
 """``(output, data, mask [rows of the output], bool) -> scalar``."""
 
 
@@ -64,7 +66,7 @@ class Objective:
         parameter = next(iter(model.parameters()), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
 
-    def arguments(self, data: Data) -> dict[str, Any]:
+    def arguments(self, data: Graph) -> dict[str, Any]:
         """The model's inputs.
 
         Raises:
@@ -73,14 +75,14 @@ class Objective:
         """
         arguments = model_inputs(self._model, data, self._inputs)
         for name, value in arguments.items():
-            if isinstance(value, Tensor) and value.device != self._device:
+            for device in sorted({str(tensor.device) for tensor in _tensors(value)} - {str(self._device)}):
                 raise FineTuneError(
-                    f"{name!r} is on {value.device} and the model on {self._device}; move the "
+                    f"{name!r} is on {device} and the model on {self._device}; move the "
                     f"data with data.to({str(self._device)!r})"
                 )
         return arguments
 
-    def loss(self, output: Any, data: Data) -> Tensor | None:
+    def loss(self, output: Any, data: Graph) -> Tensor | None:
         """The training loss, a scalar.
 
         Returns:
@@ -91,8 +93,9 @@ class Objective:
         Raises:
             FineTuneError: When masks, labels or the teacher's scores do not fit the output.
         """
-        rows = _rows(output, data)
-        chosen = _examples("train", data, rows)
+        part = labelled_part(data)
+        rows = _rows(output, part)
+        chosen = _examples("train", part, rows)
         value = None
         if bool(chosen.any()):
             value = self._label_weight * self._label_loss(output, data, chosen)
@@ -101,7 +104,7 @@ class Objective:
             value = distillation if value is None else value + distillation
         return value
 
-    def quality(self, output: Any, data: Data) -> tuple[float, int]:
+    def quality(self, output: Any, data: Graph) -> tuple[float, int]:
         """The validation metric summed over the validation rows, and their number.
 
         The metric is 1 for a right class, or minus the loss where ``loss=`` was given.
@@ -109,21 +112,22 @@ class Objective:
         Raises:
             FineTuneError: When masks or labels do not fit the output.
         """
-        chosen = _examples("val", data, _rows(output, data))
+        part = labelled_part(data)
+        chosen = _examples("val", part, _rows(output, part))
         count = int(chosen.sum())
         if count == 0:
             return 0.0, 0
         if self._loss is not None:
             return -float(self._loss(output, data, chosen)) * count, count
         classes = output[chosen].argmax(dim=-1)
-        return float((classes == _labels(output, data, chosen)).sum()), count
+        return float((classes == _labels(output, part, chosen)).sum()), count
 
-    def _label_loss(self, output: Any, data: Data, chosen: Tensor) -> Tensor:
+    def _label_loss(self, output: Any, data: Graph, chosen: Tensor) -> Tensor:
         if self._loss is not None:
             return self._loss(output, data, chosen)
-        return F.cross_entropy(output[chosen], _labels(output, data, chosen))
+        return F.cross_entropy(output[chosen], _labels(output, labelled_part(data), chosen))
 
-    def _distillation(self, output: Any, data: Data, rows: Tensor) -> Tensor:
+    def _distillation(self, output: Any, data: Graph, rows: Tensor) -> Tensor:
         """``KL(teacher || model)`` averaged over ``rows`` (Hinton et al. 2015, temperature 1)."""
         soft = self._soft_labels
         if soft is None:
@@ -137,7 +141,7 @@ class Objective:
         log_probabilities = F.log_softmax(output, dim=-1)
         return F.kl_div(log_probabilities[rows], soft[rows], reduction="batchmean")
 
-    def _teacher_scores(self, data: Data) -> Tensor:
+    def _teacher_scores(self, data: Graph) -> Tensor:
         if not isinstance(self._teacher, nn.Module):
             assert self._teacher is not None
             return self._teacher.detach().to(self._device)
@@ -148,23 +152,36 @@ class Objective:
         return scores
 
 
-def check_masks(data: Data) -> None:
+def check_masks(data: Graph) -> None:
     """Check the masks of a single graph, which must say what to train on.
 
     Raises:
         FineTuneError: For a missing ``train_mask`` or a mask that chooses nothing.
     """
-    if "train_mask" not in data:
+    part = labelled_part(data)
+    if "train_mask" not in part:
         raise FineTuneError(
             "the data has no train_mask; set it, or pass a list or loader of graphs ([data]) to "
             "train on every row"
         )
     for name in ("train_mask", "val_mask"):
-        if name in data and not bool(data[name].any()):
+        if name in part and not bool(part[name].any()):
             raise FineTuneError(f"{name} chooses nothing; leave it out or mark its examples")
 
 
-def _rows(output: Any, data: Data) -> Tensor:
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors of an argument: of a graph or a container too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_graph(value):
+        for store in value.stores:
+            yield from _tensors(store.to_dict())
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _rows(output: Any, data: Data | BaseStorage) -> Tensor:
     """Which rows of the output count at all, bool [rows]."""
     if not isinstance(output, Tensor) or output.dim() == 0:
         # Only a loss of the user's own can read such an output: there is one example, the graph.
@@ -175,7 +192,7 @@ def _rows(output: Any, data: Data) -> Tensor:
     return rows
 
 
-def _examples(role: Literal["train", "val"], data: Data, rows: Tensor) -> Tensor:
+def _examples(role: Literal["train", "val"], data: Data | BaseStorage, rows: Tensor) -> Tensor:
     """The rows that are examples of ``role``, bool [rows]."""
     name = f"{role}_mask"
     if name not in data:
@@ -195,7 +212,7 @@ def _examples(role: Literal["train", "val"], data: Data, rows: Tensor) -> Tensor
     return rows & mask
 
 
-def _labels(output: Any, data: Data, chosen: Tensor) -> Tensor:
+def _labels(output: Any, data: Data | BaseStorage, chosen: Tensor) -> Tensor:
     """The classes of the chosen rows, int64; no other label is read."""
     if not isinstance(output, Tensor) or output.dim() != 2:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import gnnquant
 
 
-def code_differences(q: nn.Module, x: Tensor, edge_index: Tensor) -> dict[str, Tensor]:
+def code_differences(q: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """|code of the fake quantizer - code of the reference| at every site that is not a weight."""
     seen: dict[str, Tensor] = {}
     hooks = [
@@ -19,10 +21,19 @@ def code_differences(q: nn.Module, x: Tensor, edge_index: Tensor) -> dict[str, T
         if site.kind != "weight"
     ]
     with torch.no_grad():
-        q.eval()(x, edge_index)
+        q.eval()(*args, **kwargs)
     for hook in hooks:
         hook.remove()
-    executor = gnnquant.compile(q, target="reference")._executor
-    prepared = executor.prepare({"edge_index": edge_index.numpy()}, x.size(0))
-    values = executor.evaluate(prepared, {"x": x.numpy()}, x.size(0))
-    return {name: (values[name].codes - codes.flatten(1)).abs() for name, codes in seen.items()}
+    model = gnnquant.compile(q, target="reference")
+    call = model._bind(args, kwargs)
+    prepared = model._prepared(call)
+    values = model._executor.evaluate(prepared, call.floats)
+    differences = {}
+    for name, codes in seen.items():
+        given, rows = codes, model._executor.graph[name].rows
+        if rows in prepared.csr:  # the reference has edges in CSR order
+            edge_id = prepared.csr[rows].edge_id
+            assert int(edge_id.min()) >= 0, f"{name}: appended self-loops have no place in the given order"
+            given = codes[edge_id]
+        differences[name] = (values[name].codes - given.flatten(1)).abs()
+    return differences

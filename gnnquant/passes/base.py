@@ -153,20 +153,30 @@ def remove_dead_nodes(module: fx.GraphModule) -> None:
     ``fx.Graph.eliminate_dead_code`` does not know which methods and modules work in place.
     """
     for node in reversed(list(module.graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not _in_place(module, node):
+        if not node.users and node.op not in ("placeholder", "output") and not works_in_place(module, node):
             module.graph.erase_node(node)
 
 
-def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+def works_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` changes an operand."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.target in _INPLACE_OPERATORS:
+        return True
     name = str(getattr(node.target, "__name__", node.target))
-    changes_operand = name.endswith("_") and not name.endswith("__")
-    return (
-        changes_operand
-        or (name.startswith("i") and hasattr(operator, f"__{name}__"))
-        or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
+    is_operator = getattr(node.target, "__module__", "") == "_operator"  # and_ and or_ are no such names
+    changes_operand = name.endswith("_") and not name.endswith("__") and not is_operator
+    given_place = node.kwargs.get("inplace") or node.kwargs.get("out") is not None
+    return changes_operand or bool(given_place)
+
+
+_INPLACE_OPERATORS = frozenset(
+    getattr(operator, f"i{name}")
+    for name in (
+        *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+        *("and", "or", "xor", "lshift", "rshift", "concat"),
     )
+) | {operator.setitem}
 
 
 def _dump(module: fx.GraphModule, index: int, name: str) -> None:

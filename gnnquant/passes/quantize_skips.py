@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import fx
-
 from gnnquant.config import QuantConfig
 from gnnquant.passes.base import Pass, PassResult
 from gnnquant.passes.inserter import QuantizerInserter
+from gnnquant.passes.rewriting import PRODUCTS, call_name, is_float, is_index, row_gather
 from gnnquant.quantizers import ops
 from gnnquant.quantizers.modules import Quantizer
+from gnnquant.tracing.graph_ops import select_mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import fx
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,20 @@ class QuantizeSkips(Pass):
                 continue
             by_user = {user: _need(module, node, user, stages, needs) for user in node.users}
             needed = set[int]().union(*by_user.values())
-            if len(needed) > 1:
+            if len(needed) > 1 and row_gather(node) is None:  # rows are gathered again
                 first = min(needed)
                 later = [user for user, when in by_user.items() if when and first not in when]
                 if _store(inserter, node, later):
                     needed = {first}
             needs[node] = needed
+        inserter.finish()
         return PassResult(len(inserter.sites) - before, tuple(inserter.notes))
 
 
 def _store(inserter: QuantizerInserter, value: fx.Node, users: list[fx.Node]) -> bool:
     """Let ``users`` read ``value`` from 8-bit codes; returns whether the site is enabled."""
     name = inserter.namer.skip(value)
-    spec = inserter.spec(name, "skip")
+    spec = inserter.spec(name, "skip", value)
     if not spec.enabled:
         inserter.notes.append(f"{name}: switched off")
         return False
@@ -86,15 +88,17 @@ def _store(inserter: QuantizerInserter, value: fx.Node, users: list[fx.Node]) ->
 
 def _is_heavy(node: fx.Node) -> bool:
     """Whether ``node`` ends a kernel: it needs other rows, or the whole row, of its operand."""
-    if node.target in (ops.linear, ops.propagate):
+    if node.target in (ops.linear, ops.propagate) or call_name(node) in PRODUCTS:
         return True
     shape = node.meta.get("shape")
     if not shape:
         return False
-    operands: list[tuple[int, ...]] = [
-        operand.meta.get("shape") or () for operand in node.all_input_nodes if operand.op != "get_attr"
-    ]
-    return any(len(operand) > 1 and operand[0] != shape[0] for operand in operands)
+    operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+    # An index among the operands tells of other rows even where there are as many of them.
+    if any(is_float(operand) for operand in operands) and any(map(is_index, operands)):
+        return True
+    rows: list[tuple[int, ...]] = [operand.meta.get("shape") or () for operand in operands]
+    return any(len(operand) > 1 and operand[0] != shape[0] for operand in rows)
 
 
 def _stages(module: fx.GraphModule) -> dict[fx.Node, int]:
@@ -110,7 +114,7 @@ def _is_computed_float(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether ``node`` is a float tensor computed from the model's inputs."""
     if node.op in ("placeholder", "get_attr", "output") or node.target is ops.dequantize:
         return False
-    if node.meta.get("dtype") is not torch.float32 or len(node.meta.get("shape", ())) < 2:
+    if not is_float(node) or len(node.meta.get("shape", ())) < 2:
         return False
     if _is_quantizer(module, node) or "site" in node.meta:
         return False
@@ -129,6 +133,8 @@ def _need(
     needs: Mapping[fx.Node, set[int]],
 ) -> set[int]:
     """Stages at which ``user`` needs ``value``."""
+    if user.target is select_mode and value is not user.args[1]:
+        return {stages[value]}  # train mode alone reads it, and nothing is compiled for that
     if user in needs:
         return {stages[value]} if _is_heavy(user) else needs[user]
     if user.op == "output" or _is_quantizer(module, user) or _is_heavy(user):

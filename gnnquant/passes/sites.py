@@ -89,7 +89,7 @@ class SiteNamer:
 
     def _conv_of(self, source: fx.Node) -> str | None:
         """The message-passing layer that computed ``source``."""
-        if source.target in (ir.update, ir.aggregate):
+        if source.target in (ir.update, ir.aggregate, ir.message_and_aggregate):
             return str(source.args[1])
         path = str(source.meta.get("linear") or source.meta.get("conv") or "")
         return next((conv for conv in self.convs if conv and _is_inside(path, conv)), None)
@@ -108,6 +108,7 @@ def _is_origin(node: fx.Node) -> bool:
     return node.op == "placeholder" or node.target in (
         ir.update,
         ir.aggregate,
+        ir.message_and_aggregate,
         ops.linear,
         ops.propagate,
     )

@@ -28,7 +28,9 @@ def calibrate(module: nn.Module, batches: Any) -> nn.Module:
 
     The model runs in eval mode; each quantizer tries a fixed set of ranges on what it sees, adds up
     the squared errors over all batches and keeps the best. Values that are never negative get an
-    unsigned grid. Quantizers see what the quantizers before them produce.
+    unsigned grid. Quantizers see what the quantizers before them produce. Where train mode computes
+    something else, it is run too, for the quantizers that eval mode did not reach. A quantizer that no
+    row reached takes the range that covers whatever comes, if its granularity is ``"row"``.
 
     Args:
         module: What ``gnnquant.convert`` returned; changed in place.
@@ -61,6 +63,9 @@ def calibrate(module: nn.Module, batches: Any) -> nn.Module:
             for buffer, value in zip(_range_of(quantizers[name]), kept, strict=True):
                 buffer.copy_(value)
         raise FineTuneError(f"calibrate: {problem}")
+    for quantizer in quantizers.values():
+        if not quantizer.calibrated:
+            quantizer.cover_all()
     return module
 
 
@@ -73,12 +78,28 @@ def _observe_all(module: nn.Module, batches: Any) -> str:
     count = 0
     for batch in _batches(batches):
         _run(module, batch)
+        if getattr(module, "has_two_paths", False):
+            _observe_train_path(module, batch)
         count += 1
     return "" if count else "there is no batch: pass at least one Data object"
 
 
+def _observe_train_path(module: Any, batch: Any) -> None:
+    """Run what train mode computes, for the quantizers that are on no other path."""
+    on_eval_path = {str(node.target) for node in module.path_graph(training=False).nodes}
+    others = [quantizer for name, quantizer in quantizers_of(module).items() if name in on_eval_path]
+    for quantizer in others:
+        quantizer.pause_observing(paused=True)
+    with module.on_path(training=True):
+        _run(module, batch)
+    for quantizer in others:
+        quantizer.pause_observing(paused=False)
+
+
 def _batches(batches: Any) -> Iterable[Any]:
-    if isinstance(batches, Mapping) or hasattr(batches, "edge_index"):
+    from torch_geometric.data.data import BaseData
+
+    if isinstance(batches, (Mapping, BaseData)) or hasattr(batches, "edge_index"):
         return [batches]
     if isinstance(batches, (Tensor, str)) or not isinstance(batches, Iterable):
         raise FineTuneError(

@@ -26,6 +26,11 @@ def code_range(bits: int, zero2: int) -> tuple[float, float]:
     return -zero2 / 2, 2**bits - 1 - zero2 / 2
 
 
+def widened(value: Tensor) -> Tensor:
+    """``value``, in float32 where it is in half precision: sums of codes would not be exact there."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def round_through(value: Tensor, rounded: Tensor) -> Tensor:
     """``rounded`` in the forward pass, the gradient of ``value`` in the backward pass."""
     return value + (rounded - value).detach()
@@ -46,7 +51,7 @@ def centred_codes(value: Tensor, scale: Tensor, bits: int, zero2: int) -> Tensor
     outside.
 
     Args:
-        value: float32, any shape.
+        value: float32 or float64, any shape.
         scale: Broadcastable to ``value``, not negative.
         bits: 2, 4 or 8.
         zero2: Doubled zero point.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from gnnquant.quantizers.functional import (
     code_range,
     row_statistic,
     signed_zero2,
+    widened,
 )
 
 if TYPE_CHECKING:
@@ -28,9 +30,9 @@ class Quantized(NamedTuple):
     """A quantized tensor: ``codes * scale``.
 
     Attributes:
-        codes: Centred codes, float32.
+        codes: Centred codes, in the dtype of the tensor.
         scale: Scalar, [N, 1, ...] (per row) or [M, 1] (per output channel of a weight); ``None``
-            where the quantizer is bypassed and ``codes`` are the values.
+            where the quantizer is bypassed and ``codes`` are the values. float32, or float64.
     """
 
     codes: Tensor
@@ -74,22 +76,47 @@ class Quantizer(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
         self.bypassed = False
         self._search: _RangeSearch | None = None
+        self._paused = False
 
     def forward(self, value: Tensor) -> Quantized:
-        """Quantize ``value`` (float32), observing it first while calibrating."""
+        """Quantize ``value``, observing it first while calibrating.
+
+        Values in half precision are quantized in float32; their codes are exact in their own dtype.
+        """
         if self.bypassed:
             return Quantized(value, None)
-        if self._search is not None:
-            self._observe(value.detach())
+        wide = widened(value)
+        if self._search is not None and not self._paused:
+            self._observe(wide.detach())
         zero2 = int(self.zero2)
-        scale = self.log_scale.exp()
+        scale = self.learned_scale().to(wide.dtype)
         if self.granularity == "row":
-            scale = row_statistic(value, zero2) * scale
-        return Quantized(centred_codes(value, scale, self.bits, zero2), scale)
+            scale = row_statistic(wide, zero2) * scale
+        return Quantized(centred_codes(wide, scale, self.bits, zero2).to(value.dtype), scale)
+
+    def learned_scale(self) -> Tensor:
+        """What was learned: the scale, or for ``"row"`` the factor of every row's statistic."""
+        return widened(self.log_scale).exp()
+
+    def cover_all(self) -> bool:
+        """Take the range that covers whatever comes; returns whether there is one without data.
+
+        There is for ``"row"``: the levels reach to every row's largest magnitude.
+        """
+        if self.granularity != "row":
+            return False
+        with torch.no_grad():
+            self.log_scale.fill_(-math.log(code_range(self.bits, int(self.zero2))[1]))
+            self.calibrated.fill_(True)
+        return True
 
     def start_observing(self) -> None:
         """Begin a calibration: forget what was seen before."""
         self._search = _RangeSearch(self)
+
+    def pause_observing(self, *, paused: bool) -> None:
+        """Within a calibration, see nothing until called with ``paused=False``."""
+        self._paused = paused
 
     def stop_observing(self) -> bool:
         """End a calibration; returns whether everything that was seen was finite."""

@@ -4,6 +4,9 @@ Each takes centred codes and their scale (or plain floats and ``None``) and perf
 of ``gnnquant.integer_graph`` on float32 codes: sums of codes are exact below 2**24, scales multiply
 once, after the sum. The compiled model therefore computes the same numbers, and gradients flow to
 codes, scales and edge weights.
+
+Codes have the dtype of the values that they stand for: small integers (and halves of odd ones) are exact
+in half precision too. Sums of codes and scales are float32 at least; results have the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -13,12 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from gnnquant.integer_graph import EDGE_LEVELS
-from gnnquant.quantizers.functional import round_through
+from gnnquant.quantizers.functional import round_through, widened
 
 
 def dequantize(codes: Tensor, scale: Tensor | None) -> Tensor:
     """``codes * scale``; ``codes`` where the quantizer is bypassed."""
-    return codes if scale is None else codes * scale
+    return codes if scale is None else (widened(codes) * scale).to(codes.dtype)
+
+
+def scale_of_rows(scale: Tensor | None, index: Tensor) -> Tensor | None:
+    """The scales [R, 1, ...] of the rows ``index``; ``None`` where the quantizer is bypassed."""
+    return None if scale is None else scale.index_select(0, index)
 
 
 def linear(
@@ -41,11 +49,30 @@ def linear(
         [N, ..., M]: ``((x @ weight.T) * x_scale) * weight_scale + bias``.
     """
     if x_scale is None or weight_scale is None:
-        x = x if x_scale is None else x * x_scale
-        weight = weight if weight_scale is None else weight * weight_scale
-        return functional.linear(x, weight, bias)
-    out = (functional.linear(x, weight) * x_scale) * weight_scale.reshape(-1)
-    return out if bias is None else out + bias
+        return functional.linear(dequantize(x, x_scale), dequantize(weight, weight_scale), bias)
+    out = (functional.linear(widened(x), widened(weight)) * x_scale) * weight_scale.reshape(-1)
+    return (out if bias is None else out + bias).to(x.dtype)
+
+
+def adjacency(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of a sparse matrix whose rows are destinations, in order of rows, then columns.
+
+    Args:
+        matrix: [destinations, sources], in any sparse layout.
+
+    Returns:
+        int64 [2, entries] (column, row): sources, destinations; and the values [entries].
+    """
+    if matrix.layout == torch.sparse_csr:
+        pointers, columns = matrix.crow_indices(), matrix.col_indices()
+        rows = torch.repeat_interleave(
+            torch.arange(matrix.size(0), device=columns.device), pointers[1:] - pointers[:-1]
+        )
+        return torch.stack([columns.long(), rows]), matrix.values()
+    if matrix.layout != torch.sparse_coo:
+        matrix = matrix.to_sparse()
+    matrix = matrix.coalesce()
+    return matrix.indices().flip(0), matrix.values()
 
 
 def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
@@ -53,7 +80,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     x_scale: Tensor | None,
     edge_index: Tensor,
     edge_weight: Tensor | None,
-    num_nodes: int,
+    num_nodes: int | None,
     reduce: str,
 ) -> Tensor:
     """Message passing ``out_i = reduce_(j -> i) edge_weight_ij * x_j`` on codes.
@@ -66,24 +93,28 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
         x_scale: Scalar or [N, 1, ...].
         edge_index: int64 [2, E]: sources, destinations.
         edge_weight: ``None``, [E], or [E, H] for H heads.
-        num_nodes: Number of rows of the result.
-        reduce: ``"sum"``, ``"mean"`` or ``"max"``. ``"max"`` takes no edge weight and, on codes,
-            one scale for the tensor.
+        num_nodes: Number of rows of the result; ``None`` for the largest destination plus one.
+        reduce: ``"sum"``, ``"mean"``, ``"max"`` or ``"min"``. The last two take no edge weight and, on
+            codes, one scale for the tensor.
 
     Returns:
         [num_nodes, ...] of the row shape of ``x``; rows without edges are 0.
     """
     source, target = edge_index[0], edge_index[1]
-    if reduce == "max":
-        out = _aggregate(x.index_select(0, source), target, num_nodes, "amax")
-        return out if x_scale is None else out * x_scale
+    if num_nodes is None:
+        num_nodes = int(target.max()) + 1 if target.numel() else 0
+    if reduce in ("max", "min"):
+        out = _aggregate(x.index_select(0, source), target, num_nodes, f"a{reduce}")
+        return dequantize(out, x_scale)
+    dtype = x.dtype
     if x_scale is None:
         message = x.index_select(0, source)
         if edge_weight is not None:
             message = message * _per_head(edge_weight, x.dim())
         out = _aggregate(message, target, num_nodes, "sum")
     else:
-        value = _edge_scales(x_scale, source, edge_weight)
+        x = widened(x)
+        value = _edge_scales(x_scale, source, None if edge_weight is None else widened(edge_weight))
         largest = torch.zeros(
             (num_nodes, value.size(1)), dtype=value.dtype, device=value.device
         ).scatter_reduce(0, target.view(-1, 1).expand_as(value), value.detach().abs(), "amax")
@@ -97,7 +128,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     if reduce == "mean":
         count = torch.bincount(target, minlength=num_nodes).clamp(min=1).to(out.dtype)
         out = out / count.view(-1, *[1] * (out.dim() - 1))
-    return out
+    return out.to(dtype)
 
 
 def _edge_scales(x_scale: Tensor, source: Tensor, edge_weight: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ All numbers are little-endian. The file is::
 
     offset  bytes
          0      4  magic "GNNQ"
-         4      4  format version, uint32 (this is version 1)
+         4      4  format version, uint32 (this is version 2)
          8      8  length of the whole file, uint64
         16      4  length H of the header, uint32
         20      4  zero
@@ -17,8 +17,8 @@ The header is an object with two members. ``metadata`` describes the model::
     gnnquant, tvm     versions that made it
     target            what the code needs: kind, triple, mcpu, machine ("x86_64"), system ("linux"),
                       pointer_bits, byte_order and features (LLVM names, "avx2")
-    inputs            in the order of the model's forward: name, kind, columns, edge_index, optional
-    outputs           for each output: name, dtype, shape (["N", ...])
+    inputs            all tensors and numbers of a call: name, kind and shape of a row
+    outputs           for each output: name, dtype, shape (first the name of what its rows are)
     threads           that the kernels were compiled for
     bits, sites       the model's bit width, and that of each quantized site by its name
 
@@ -71,8 +71,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gnnquant.runtime.indexing import IndexResults
+
 MAGIC = b"GNNQ"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PREFIX = struct.Struct("<4sIQI4x")
 _DIGEST = 32
 _START = _PREFIX.size + _DIGEST
@@ -148,8 +150,9 @@ def to_bytes(payload: ArtifactPayload) -> bytes:
 def describe(payload: ArtifactPayload) -> dict[str, Any]:
     """The metadata as stored: the compiler's with inputs and outputs of the plan."""
     plan = payload.plan
+    spaces = {buffer.name: buffer.shape[0] for buffer in plan.buffers if buffer.kind == "output"}
     outputs = [
-        {"name": name, "dtype": "float32", "shape": ["N", *shape]}
+        {"name": name, "dtype": "float32", "shape": [spaces[name], *shape]}
         for name, shape in zip(plan.outputs, plan.output_shapes, strict=True)
     ]
     inputs = [asdict(item) for item in plan.inputs]
@@ -209,11 +212,14 @@ def _read_prefix(data: bytes, where: str) -> tuple[int, int]:
     _, version, total, length = _PREFIX.unpack_from(data)
     if version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{where} was made by a newer gnnquant (file format {version}, this one reads up to "
+            f"{where} was made by a newer gnnquant (file format {version}, this one reads "
             f"{FORMAT_VERSION}): upgrade gnnquant"
         )
-    if version < 1:
-        raise ArtifactError(f"{where} is altered: there is no file format {version}")
+    if version < FORMAT_VERSION:
+        raise ArtifactError(
+            f"{where} was made by an older gnnquant (file format {version}, this one reads "
+            f"{FORMAT_VERSION}): compile the model again"
+        )
     return length, total
 
 
@@ -325,7 +331,7 @@ def model_from_payload(payload: ArtifactPayload, size: int | None = None) -> Com
     if size is None:
         size = len(to_bytes(payload))
     info = {**describe(payload), "size_bytes": size}
-    return CompiledModel(executor, payload.plan.inputs, payload.plan.output_shapes, info, payload)
+    return CompiledModel(executor, payload.plan, info, payload)
 
 
 class ForeignExecutor:
@@ -337,16 +343,11 @@ class ForeignExecutor:
             f"this model was compiled for another machine: it needs {what}. Save it and load it there"
         )
 
-    def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> Any:  # noqa: ARG002
+    def prepare(self, index: IndexResults) -> Any:  # noqa: ARG002
         """Raise ``BackendError``."""
         raise BackendError(self._message)
 
-    def run(
-        self,
-        prepared: Any,  # noqa: ARG002
-        inputs: dict[str, NDArray[np.float32]],  # noqa: ARG002
-        num_nodes: int,  # noqa: ARG002
-    ) -> list[NDArray[np.float32]]:
+    def run(self, prepared: Any, inputs: dict[str, Any]) -> list[NDArray[np.float32]]:  # noqa: ARG002
         """Raise ``BackendError``."""
         raise BackendError(self._message)
 

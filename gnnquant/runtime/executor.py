@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gnnquant.errors import ArtifactError, InputError
-from gnnquant.integer_graph import LOOPS
+from gnnquant.errors import ArtifactError, BackendError, InputError
+from gnnquant.integer_graph import LOOPS, ONE
 from gnnquant.runtime import tvm_abi
 from gnnquant.runtime.graph import INT32_MAX, partition_rows
-from gnnquant.runtime.inputs import check_finite
+from gnnquant.runtime.indexing import ARRAY, EDGE_PARTS, GRAPH, SIZE, check_int32, check_program
+from gnnquant.runtime.inputs import INPUT_KINDS, check_finite
 from gnnquant.runtime.memory import (
     ALIGNMENT,
     OutputBuffer,
@@ -25,6 +26,7 @@ from gnnquant.runtime.memory import (
     round_up,
 )
 from gnnquant.runtime.plan import GRAPH_PADDING
+from gnnquant.runtime.trees import check_trees
 
 if TYPE_CHECKING:
     import os
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gnnquant.integer_graph import GraphInput
+    from gnnquant.runtime.indexing import EdgeList, IndexResults
     from gnnquant.runtime.plan import Buffer, Plan
 
-GRAPH_PARTS = ("indptr", "indices", "edge_id", "partition")
-"""Buffers that the runtime provides for each graph of a plan."""
-BUFFER_KINDS = frozenset({"input", "constant", "workspace", "output"})
+GRAPH_PARTS = ("indptr", *EDGE_PARTS, "partition")
+"""Buffers that the runtime provides for each graph of a plan that a call names."""
+BUFFER_KINDS = frozenset({"input", "index", "constant", "workspace", "output"})
 DTYPES = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"})
 """Element types of buffers."""
 MAX_FREE_WORKSPACES = 8
@@ -48,20 +52,25 @@ def check_plan(plan: Plan, constants: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         ArtifactError: Naming what is wrong.
     """
-    inputs = {item.name: item for item in plan.inputs}
     _need(plan.threads >= 1, "it is for no thread")
-    for graph in plan.graphs:
-        _need(graph.loops in LOOPS, f"graph {graph.name!r} has loops {graph.loops!r}")
-        known = graph.edge_index in inputs and inputs[graph.edge_index].kind == "edge_index"
-        _need(known, f"graph {graph.name!r} has no edge_index input")
-    graphs = {graph.name for graph in plan.graphs}
-    names = {f"{graph}.{part}" for graph in graphs for part in GRAPH_PARTS}
+    for item in plan.inputs:
+        _need(item.kind in INPUT_KINDS, f"input {item.name!r} has the kind {item.kind!r}")
+    try:
+        kinds = check_program(plan.index, plan.inputs)
+        names_of_inputs = [item.name for item in plan.inputs]
+        check_trees(plan.parameters, names_of_inputs, plan.result, len(plan.outputs))
+    except BackendError as error:
+        raise ArtifactError(f"the plan is malformed: {error}") from error
+    names = {f"{name}.{part}" for name, kind in kinds.items() if kind == GRAPH for part in GRAPH_PARTS}
     for buffer in plan.buffers:
         _need(buffer.name not in names, f"buffer {buffer.name!r} is defined twice")
         names.add(buffer.name)
-        _check_buffer(buffer, graphs)
+        _check_buffer(buffer, kinds)
         if buffer.kind == "input":
-            _need(buffer.name in inputs, f"input buffer {buffer.name!r} is no input")
+            _check_input(buffer, {item.name: item for item in plan.inputs})
+        if buffer.kind == "index":
+            _need(kinds.get(buffer.name) == ARRAY, f"buffer {buffer.name!r} is no index array")
+            _need(buffer.dtype == "int32" and len(buffer.shape) == 1, f"index {buffer.name!r} is no list")
         if buffer.kind == "constant":
             constant = constants.get(buffer.name)
             _need(constant is not None, f"constant {buffer.name!r} is missing")
@@ -71,23 +80,56 @@ def check_plan(plan: Plan, constants: Mapping[str, NDArray[Any]]) -> None:
     for call in plan.calls:
         for argument in call.arguments:
             _need(argument in names, f"{call.function!r} uses the unknown buffer {argument!r}")
-    outputs = {buffer.name for buffer in plan.buffers if buffer.kind == "output"}
-    _need(set(plan.outputs) == outputs, "its outputs are not its output buffers")
-    _need(len(plan.outputs) == len(plan.output_shapes), "outputs and their shapes differ in number")
-    scales = {buffer.name for buffer in plan.buffers if buffer.kind == "workspace"}
-    for name, scale in plan.notes.get("finite", {}).items():
-        _need(name in inputs and scale in scales, f"it looks for NaN of {name!r} in {scale!r}")
+    _check_outputs(plan)
+    _check_notes(plan, kinds)
 
 
-def _check_buffer(buffer: Buffer, graphs: set[str]) -> None:
+def _check_buffer(buffer: Buffer, kinds: dict[str, str]) -> None:
     _need(buffer.dtype in DTYPES, f"buffer {buffer.name!r} has type {buffer.dtype!r}")
     _need(buffer.kind in BUFFER_KINDS, f"buffer {buffer.name!r} has kind {buffer.kind!r}")
     for dim in buffer.shape:
         if isinstance(dim, str):
-            good = dim == "N" or (dim.startswith("E:") and dim[2:] in graphs)
+            good = dim == ONE or kinds.get(dim) in (SIZE, GRAPH)
         else:
             good = isinstance(dim, int) and dim >= 0
         _need(good, f"buffer {buffer.name!r} has the dimension {dim!r}")
+
+
+def _check_input(buffer: Buffer, inputs: dict[str, GraphInput]) -> None:
+    item = inputs.get(buffer.name)
+    if item is None or item.kind not in ("rows", "adjacency"):
+        raise ArtifactError(f"the plan is malformed: input buffer {buffer.name!r} is no float input")
+    _need(_holds_rows(buffer, item.shape), f"input buffer {buffer.name!r} is {list(buffer.shape)}")
+
+
+def _check_outputs(plan: Plan) -> None:
+    outputs = {buffer.name: buffer for buffer in plan.buffers if buffer.kind == "output"}
+    _need(set(plan.outputs) == set(outputs), "its outputs are not its output buffers")
+    _need(len(plan.outputs) == len(plan.output_shapes), "outputs and their shapes differ in number")
+    for name, shape in zip(plan.outputs, plan.output_shapes, strict=True):
+        _need(_holds_rows(outputs[name], shape), f"output {name!r} is {list(outputs[name].shape)}")
+
+
+def _check_notes(plan: Plan, kinds: dict[str, str]) -> None:
+    inputs = {item.name for item in plan.inputs}
+    scales = {buffer.name for buffer in plan.buffers if buffer.kind == "workspace"}
+    for name, scale in plan.notes.get("finite", {}).items():
+        _need(name in inputs and scale in scales, f"it looks for NaN of {name!r} in {scale!r}")
+    for name, most in plan.notes.get("max_rows", {}).items():
+        known = name == ONE or kinds.get(name) in (SIZE, GRAPH)
+        _need(known and isinstance(most, int), f"it limits the rows of {name!r} to {most!r}")
+    for index, rows, lowest in plan.notes.get("reads", []):
+        graph, _, part = index.rpartition(".")
+        known = kinds.get(index) == ARRAY or (kinds.get(graph) == GRAPH and part in EDGE_PARTS)
+        known = known and (rows == ONE or kinds.get(rows) in (SIZE, GRAPH) or isinstance(rows, int))
+        _need(known and lowest in (0, -1), f"it reads {rows!r} by {index!r}")
+
+
+def _holds_rows(buffer: Buffer, shape: tuple[int, ...]) -> bool:
+    """Whether ``buffer`` holds float rows of ``shape``, one for each element of a space."""
+    columns = [dim for dim in buffer.shape[1:] if isinstance(dim, int)]
+    good = buffer.dtype == "float32" and len(buffer.shape) == len(columns) + 1
+    return good and math.prod(columns) == math.prod(shape)
 
 
 def _need(condition: bool, message: str) -> None:
@@ -96,18 +138,19 @@ def _need(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedGraphs:
-    """CSR forms of the graphs of one call.
+class Prepared:
+    """What the kernels read of the integers of one call.
 
     Attributes:
-        num_nodes: Number of nodes.
-        edges: Number of edges of each plan graph, self-loops as its mode says.
-        arrays: The four buffers of each graph, by ``<graph>.<part>``.
+        sizes: Rows of every space.
+        arrays: Parts of graphs, by ``<graph>.<part>``, and index arrays; those with an entry per edge or
+            row are padded.
+        layout: Equal for calls whose buffers have the same shapes.
     """
 
-    num_nodes: int
-    edges: tuple[int, ...]
+    sizes: dict[str, int]
     arrays: dict[str, NDArray[np.int32]]
+    layout: tuple[Any, ...]
 
 
 class TvmExecutor:
@@ -117,7 +160,10 @@ class TvmExecutor:
     holds a NaN or an infinity whenever ``input`` does (scales of rows, say). The executor then
     looks at that buffer after the run in place of reading the whole input before it.
     ``"input_alignment"`` is the alignment in bytes that kernels need of inputs (64 by default);
-    inputs that lack it are copied.
+    inputs that lack it are copied. ``"max_rows"`` holds the most rows of some spaces, and ``"reads"``
+    lists ``[index, space or number, lowest]`` for every index array by which kernels read rows of a
+    space or of a table: its entries must be in ``lowest .. rows - 1``. The index program sees to that;
+    it is made sure of again here, because compiled code cannot.
 
     Args:
         plan: What to call on which buffers.
@@ -137,7 +183,17 @@ class TvmExecutor:
         self._pooled = tvm_abi.uses_thread_pool(self._library)
         self._plan = plan
         self._functions = {call.function: self._function(call.function) for call in plan.calls}
-        if plan.graphs:
+        self._spaces = tuple(
+            dict.fromkeys(dim for buffer in plan.buffers for dim in buffer.shape if isinstance(dim, str))
+        )
+        used = {argument for call in plan.calls for argument in call.arguments}
+        self._parts = {
+            node.name: {part for part in GRAPH_PARTS if f"{node.name}.{part}" in used}
+            for node in plan.index
+            if node.op == "graph"
+        }
+        self._parts = {name: parts for name, parts in self._parts.items() if parts or name in self._spaces}
+        if self._parts:
             self._count = self._function("graph_count")
             self._fill = self._function("graph_fill")
         self._constants = {
@@ -151,38 +207,31 @@ class TvmExecutor:
         self._lock = threading.Lock()
         self._free: list[_Workspace] = []
 
-    def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> PreparedGraphs:
-        """CSR forms of the plan's graphs; the indices must be in range."""
-        self._check_size("nodes", num_nodes)
+    def prepare(self, index: IndexResults) -> Prepared:
+        """CSR forms of the plan's graphs and its index arrays, as kernels read them."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
+        sizes = {ONE: 1, **index.sizes}
         arrays: dict[str, NDArray[np.int32]] = {}
-        counts = []
-        for graph in self._plan.graphs:
-            edges = edge_indices[graph.edge_index]
-            self._check_size("edges", edges.shape[1] + num_nodes)
-            if not edges.flags.c_contiguous or address_of(edges) % ALIGNMENT:
-                edges = aligned_copy(edges)
-            mode = aligned_array((1,), np.int32)
-            mode[0] = LOOPS.index(graph.loops)
-            indptr = aligned_array((num_nodes + 1,), np.int32)
-            self._call("graph_count", self._count, edges, indptr, mode)
-            count = int(indptr[-1])
-            indices, edge_id = (aligned_array((count + GRAPH_PADDING,), np.int32) for _ in range(2))
-            cursor = aligned_array((num_nodes,), np.int32)
-            self._call("graph_fill", self._fill, edges, indptr, indices, edge_id, cursor, mode)
-            partition = aligned_copy(partition_rows(indptr, self._plan.threads))
-            for part, array in zip(GRAPH_PARTS, (indptr, indices, edge_id, partition), strict=True):
-                arrays[f"{graph.name}.{part}"] = array
-            counts.append(count)
-        return PreparedGraphs(num_nodes, tuple(counts), arrays)
+        for name, parts in self._parts.items():
+            graph = self._csr(index.graphs[name], parts)
+            sizes[name] = int(graph["indptr"][-1])
+            arrays |= {f"{name}.{part}": graph[part] for part in GRAPH_PARTS if part in parts}
+        self._check_sizes(index, sizes)
+        for buffer in self._plan.buffers:
+            if buffer.kind == "index":
+                array, (rows,) = index.arrays[buffer.name], _shape(buffer, sizes)
+                if array.size != rows:
+                    raise BackendError(f"index {buffer.name!r} has {array.size} entries for {rows} rows")
+                check_int32(buffer.name, array)
+                arrays[buffer.name] = _padded(array)
+        layout = (
+            tuple(sizes[space] for space in self._spaces),
+            tuple(array.shape for array in arrays.values()),
+        )
+        return Prepared(sizes, arrays, layout)
 
-    def run(
-        self,
-        prepared: PreparedGraphs,
-        inputs: dict[str, NDArray[np.float32]],
-        num_nodes: int,  # noqa: ARG002 - other executors need it
-    ) -> list[NDArray[np.float32]]:
+    def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Call the kernels in order."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
@@ -199,13 +248,41 @@ class TvmExecutor:
                 del self._free[:-MAX_FREE_WORKSPACES]
         return outputs
 
-    def _check_size(self, what: str, size: int) -> None:
-        """Refuse graphs beyond the 32-bit offsets of the kernels."""
-        most = min(self._plan.notes.get(f"max_{what}", INT32_MAX), INT32_MAX)
-        if size > most:
-            raise InputError(f"{size} {what}, self-loops included, are more than this model can take: {most}")
+    def _csr(self, graph: EdgeList, parts: set[str]) -> dict[str, NDArray[np.int32]]:
+        """``graph`` by destination, sorted by the library's kernels."""
+        edges = graph.edges
+        if not edges.flags.c_contiguous or address_of(edges) % ALIGNMENT:
+            edges = aligned_copy(edges)
+        mode = aligned_array((1,), np.int32)
+        mode[0] = LOOPS.index(graph.loops)
+        indptr = aligned_array((graph.destinations + 1,), np.int32)
+        self._call("graph_count", self._count, edges, indptr, mode)
+        count = int(indptr[-1]) + GRAPH_PADDING
+        src, edge_id = (aligned_array((count,), np.int32) for _ in range(2))
+        cursor = aligned_array((graph.destinations,), np.int32)
+        self._call("graph_fill", self._fill, edges, indptr, src, edge_id, cursor, mode)
+        found = {"indptr": indptr, "src": src, "edge_id": edge_id}
+        if "dst" in parts:
+            found["dst"] = _padded(np.repeat(np.arange(graph.destinations), np.diff(indptr)))
+        if "partition" in parts:
+            found["partition"] = aligned_copy(partition_rows(indptr, self._plan.threads))
+        return found
 
-    def _acquire(self, prepared: PreparedGraphs) -> _Workspace:
+    def _check_sizes(self, index: IndexResults, sizes: dict[str, int]) -> None:
+        """Refuse what is beyond the 32-bit offsets of the kernels, and reads out of bounds."""
+        limits = self._plan.notes.get("max_rows", {})
+        for space in self._spaces:
+            most = min(limits.get(space, INT32_MAX), INT32_MAX)
+            if sizes[space] > most:
+                of = next((node.attrs.get("input") for node in self._plan.index if node.name == space), None)
+                raise InputError(
+                    f"{of or space} has {sizes[space]} rows or edges, self-loops included: this model takes "
+                    f"at most {most}"
+                )
+        for name, rows, lowest in self._plan.notes.get("reads", []):
+            _check_read(index, name, sizes[rows] if isinstance(rows, str) else rows, lowest)
+
+    def _acquire(self, prepared: Prepared) -> _Workspace:
         """A workspace that nobody uses: the best of the free ones, or a new one."""
         with self._lock:
             free = self._free
@@ -247,7 +324,7 @@ class _Workspace:
         alignment: int,
         tvm: tvm_abi.TvmRuntime,
     ) -> None:
-        self.prepared: PreparedGraphs | None = None
+        self.prepared: Prepared | None = None
         self.arrays: dict[str, NDArray[Any]] = {}
         self._plan = plan
         self._functions = functions
@@ -265,13 +342,11 @@ class _Workspace:
         self._result = tvm_abi.AnyValue()
         self._result_address = ctypes.addressof(self._result)
 
-    def fits(self, prepared: PreparedGraphs) -> bool:
+    def fits(self, prepared: Prepared) -> bool:
         """Whether the memory is large enough for graphs of this size."""
         return self._size(prepared) <= self._arena.size
 
-    def run(
-        self, prepared: PreparedGraphs, inputs: dict[str, NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
+    def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Call the kernels in order."""
         if prepared is not self.prepared:
             self._bind(prepared)
@@ -290,23 +365,19 @@ class _Workspace:
                 self._tvm.check(status, call.function)
         self._graph_values_stand = True
         return [
-            output.reshape(output.shape[0], *shape)
+            output.reshape(output.shape[:1] + shape)
             for output, shape in zip(outputs, self._plan.output_shapes, strict=True)
         ]
 
-    def _bind(self, prepared: PreparedGraphs) -> None:
+    def _bind(self, prepared: Prepared) -> None:
         """Lay the buffers out for graphs of this size and point the kernels' arguments to them."""
         size = self._size(prepared)
         if size > self._arena.size:
             self._arena = aligned_bytes(size)
-        same_sizes = (
-            self.prepared is not None
-            and self.prepared.num_nodes == prepared.num_nodes
-            and self.prepared.edges == prepared.edges
-        )
+        same_layout = self.prepared is not None and self.prepared.layout == prepared.layout
         self.prepared = prepared
         self._graph_values_stand = False
-        if same_sizes:
+        if same_layout:
             for name, array in prepared.arrays.items():
                 self._views[name].data = address_of(array)
             return
@@ -314,7 +385,9 @@ class _Workspace:
         views = self._views = {}
         offset = 0
         for buffer in self._plan.buffers:
-            shape = self._shapes[buffer.name] = _shape(buffer, self._plan, prepared)
+            if buffer.kind == "index":
+                continue
+            shape = self._shapes[buffer.name] = _shape(buffer, prepared.sizes)
             address = 0
             if buffer.kind == "constant":
                 address = self._constants[buffer.name].ctypes.data
@@ -339,6 +412,10 @@ class _Workspace:
         view = self._views.get(name)
         if view is None:  # an input that no kernel reads
             return
+        if array.shape[0] != self._shapes[name][0]:
+            raise BackendError(
+                f"{name} has {array.shape[0]} rows, where the plan has {self._shapes[name][0]}"
+            )
         address = address_of(array) if array.flags.c_contiguous else 0
         if address % self._alignment or address == 0:
             copy = self._copies.get(name)
@@ -347,19 +424,44 @@ class _Workspace:
             np.copyto(copy, array)
             address = address_of(copy)
         view.data = address
-        view.shape[0] = array.shape[0]  # edge inputs have the given edges, without added self-loops
 
-    def _size(self, prepared: PreparedGraphs) -> int:
+    def _size(self, prepared: Prepared) -> int:
         return sum(
-            round_up(_bytes(buffer, _shape(buffer, self._plan, prepared)))
+            round_up(_bytes(buffer, _shape(buffer, prepared.sizes)))
             for buffer in self._plan.buffers
             if buffer.kind == "workspace"
         )
 
 
-def _shape(buffer: Buffer, plan: Plan, prepared: PreparedGraphs) -> tuple[int, ...]:
-    sizes = {f"E:{graph.name}": edges for graph, edges in zip(plan.graphs, prepared.edges, strict=True)}
-    sizes["N"] = prepared.num_nodes
+def _check_read(index: IndexResults, name: str, rows: int, lowest: int) -> None:
+    """Make sure that the entries of an index array are in ``lowest .. rows - 1``."""
+    graph, _, part = name.rpartition(".")
+    if name in index.arrays:
+        array = index.arrays[name]
+        span = (int(array.min()), int(array.max())) if array.size else (0, -1)
+    elif part == "edge_id":
+        span = (-1 if index.graphs[graph].loops in LOOPS[2:] else 0, index.graphs[graph].edges.shape[1] - 1)
+    else:
+        ends = index.graphs[graph]
+        span = (0, (ends.sources if part == "src" else ends.destinations) - 1)
+        if ends.edges.shape[1] == 0 and ends.loops in ("keep", "remove"):
+            return
+    if span[0] < lowest or span[1] >= rows:
+        raise BackendError(
+            f"the compiled code would read the rows {span[0]} .. {span[1]} of {rows} by {name!r}: please "
+            "report the model"
+        )
+
+
+def _padded(array: NDArray[Any]) -> NDArray[np.int32]:
+    """``array`` as int32, with ``GRAPH_PADDING`` zeros at its end."""
+    padded: NDArray[np.int32] = aligned_array((array.size + GRAPH_PADDING,), np.int32)
+    padded[: array.size] = array
+    padded[array.size :] = 0
+    return padded
+
+
+def _shape(buffer: Buffer, sizes: dict[str, int]) -> tuple[int, ...]:
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in buffer.shape)
 
 

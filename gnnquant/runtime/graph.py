@@ -1,4 +1,4 @@
-"""Graphs of a call: private copies of ``edge_index``, their prepared forms, and their cache."""
+"""Graphs of a call: private copies of integer inputs, CSR order, and what was prepared, kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gnnquant.errors import InputError
 from gnnquant.runtime.memory import address_of, aligned_copy
 
 if TYPE_CHECKING:
@@ -41,39 +40,59 @@ class GraphHandle:
         num_edges: Number of edges, before self-loops are added or removed.
         edges: The private copy, int64 [2, E].
         owner: The model that prepared it and accepts it.
-        prepared: What its executor made of the graph; None: left to the call.
+        numbers: Rows of every input that it was prepared for.
+        prepared: What its executor made of the graph.
     """
 
     num_nodes: int
     num_edges: int
     edges: NDArray[np.int64]
     owner: object
-    prepared: Any = None
+    numbers: dict[str, tuple[int, ...]]
+    prepared: Any
 
     def __repr__(self) -> str:
         """Sizes only."""
         return f"GraphHandle(num_nodes={self.num_nodes}, num_edges={self.num_edges})"
 
 
-def check_range(edges: NDArray[np.int64], num_nodes: int, name: str) -> None:
-    """Check that every index of ``edges`` [2, E] is a node.
+@dataclass(frozen=True, eq=False)
+class SortedEdges:
+    """Edges in CSR order: by destination, stable, appended self-loops last in their row.
 
-    Raises:
-        InputError: With the first bad value and where it is.
+    Attributes:
+        src: int64 [E'], sources.
+        dst: int64 [E'], destinations, ascending.
+        edge_id: int64 [E'], position in the given list; -1 for a self-loop that was appended.
     """
-    if edges.shape[1] == 0 or (int(edges.min()) >= 0 and int(edges.max()) < num_nodes):
-        return
-    row, column = (int(part[0]) for part in np.nonzero((edges < 0) | (edges >= num_nodes)))
-    value = int(edges[row, column])
-    what = "is negative" if value < 0 else f"is not below the number of nodes, {num_nodes}"
-    raise InputError(
-        f"{name}[{row}, {column}] = {value} {what}: every index must be in 0 .. {num_nodes - 1}; "
-        "does the graph belong to these node features?"
-    )
+
+    src: NDArray[np.int64]
+    dst: NDArray[np.int64]
+    edge_id: NDArray[np.int64]
 
 
-def same_contents(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> bool:
-    """Whether ``theirs`` equals ``ours``, a private copy."""
+def sort_edges(edges: NDArray[np.int64], destinations: int, loops: str) -> SortedEdges:
+    """Sort ``edges`` [2, E], whose indices are in range, and treat self-loops as ``loops`` says."""
+    source, target = edges
+    edge_id = np.arange(source.size, dtype=np.int64)
+    is_loop = source == target
+    if loops in ("remove", "replace", "remaining"):
+        source, target, edge_id = source[~is_loop], target[~is_loop], edge_id[~is_loop]
+    if loops in ("add", "replace", "remaining"):
+        nodes = np.arange(destinations, dtype=np.int64)
+        loop_id = np.full(destinations, -1, dtype=np.int64)
+        if loops == "remaining":
+            # Of several self-loops of one node, the last one counts, as in PyG.
+            loop_id[edges[0][is_loop]] = np.flatnonzero(is_loop)
+        source = np.concatenate([source, nodes])
+        target = np.concatenate([target, nodes])
+        edge_id = np.concatenate([edge_id, loop_id])
+    order = np.argsort(target, kind="stable")
+    return SortedEdges(source[order], target[order], edge_id[order])
+
+
+def same_contents(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    """Whether ``theirs`` equals ``ours``, a private copy of an array of the same type."""
     if ours.shape != theirs.shape:
         return False
     if theirs.flags.c_contiguous:
@@ -98,48 +117,48 @@ def partition_rows(indptr: NDArray[np.int32], threads: int) -> NDArray[np.int32]
 
 
 class GraphCache:
-    """Prepared graphs of the last few calls, found by contents and therefore never stale."""
+    """What was prepared for the last few calls, found by contents and therefore never stale.
+
+    An entry belongs to the contents of all integer inputs and to all numbers (sizes) of a call.
+    """
 
     def __init__(self, size: int = 4) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._entries: list[tuple[int, tuple[NDArray[np.int64], ...], Any]] = []
+        self._entries: list[_Entry] = []
 
     def find(
         self,
-        graphs: tuple[NDArray[np.int64] | GraphHandle, ...],
-        num_nodes: int,
-        prepare: Callable[[tuple[NDArray[np.int64], ...]], Any],
+        arrays: tuple[NDArray[Any], ...],
+        numbers: tuple[int, ...],
+        prepare: Callable[[tuple[NDArray[Any], ...]], Any],
     ) -> Any:
-        """The prepared form of ``graphs``; made by ``prepare``, from copies, where it is new."""
+        """What ``prepare`` made of copies of ``arrays``, now or when they came before."""
         entries = self._entries  # a list that is never changed, only replaced
         for entry in entries:
-            nodes, edges, prepared = entry
-            if nodes == num_nodes and all(map(_matches, edges, graphs)):
+            if entry.numbers == numbers and all(map(same_contents, entry.arrays, arrays)):
                 if entry is not entries[0]:
                     self._put_first(entry)
-                return prepared
+                return entry.prepared
         # Copies come first: what is checked and prepared cannot change while that happens.
-        copies = tuple(
-            graph.edges if isinstance(graph, GraphHandle) else private_copy(graph) for graph in graphs
-        )
+        copies = tuple(map(private_copy, arrays))
         prepared = prepare(copies)
-        self._put_first((num_nodes, copies, prepared))
+        self._put_first(_Entry(numbers, copies, prepared))
         return prepared
 
-    def _put_first(self, entry: tuple[int, tuple[NDArray[np.int64], ...], Any]) -> None:
+    def _put_first(self, entry: _Entry) -> None:
         with self._lock:
             others = [other for other in self._entries if other is not entry]
             self._entries = [entry, *others][: self._size]
 
 
-def private_copy(edges: NDArray[np.int64]) -> NDArray[np.int64]:
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    numbers: tuple[int, ...]
+    arrays: tuple[NDArray[Any], ...]
+    prepared: Any
+
+
+def private_copy(array: NDArray[Any]) -> NDArray[Any]:
     """A contiguous, aligned copy, which nobody may write."""
-    copy: NDArray[np.int64] = aligned_copy(edges)
-    return copy
-
-
-def _matches(ours: NDArray[np.int64], graph: NDArray[np.int64] | GraphHandle) -> bool:
-    if isinstance(graph, GraphHandle):
-        return graph.edges is ours
-    return same_contents(ours, graph)
+    return aligned_copy(array)

@@ -1,7 +1,7 @@
-"""Checks of what a call is given: each function returns a numpy array or raises ``InputError``.
+"""Checks of what a call is given: each function returns numpy arrays or numbers, or raises ``InputError``.
 
-Nothing is converted that could change a value. torch is never imported: a torch tensor can only be
-met in a process that has imported torch.
+Nothing is converted that could change a value. torch and scipy are never imported: their objects can
+only be met in a process that has imported them.
 """
 
 from __future__ import annotations
@@ -16,48 +16,11 @@ from gnnquant.errors import InputError
 from gnnquant.runtime.graph import INT32_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from gnnquant.runtime.plan import PlanInput
+    from gnnquant.integer_graph import GraphInput
 
-
-def bind(
-    inputs: Sequence[PlanInput], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[PlanInput, Any]]:
-    """Pair each input with its value, leaving out the optional ones that are not there.
-
-    Raises:
-        InputError: Too many, unknown, doubled or missing arguments, or a value for an input that
-            was None when the model was compiled.
-    """
-    names = [item.name for item in inputs]
-    signature = ", ".join(names)
-    if len(args) > len(inputs):
-        raise InputError(f"the model takes {len(inputs)} inputs ({signature}), but {len(args)} were given")
-    values = dict(zip(names, args, strict=False))
-    for name, value in kwargs.items():
-        if name not in names:
-            raise InputError(f"the model has no input {name!r}: its inputs are {signature}")
-        if name in values:
-            raise InputError(f"input {name!r} was given twice, by position and by name")
-        values[name] = value
-    pairs = []
-    for item in inputs:
-        value = values.get(item.name)
-        if value is None:
-            if not item.optional:
-                state = "is None" if item.name in values else "is missing"
-                raise InputError(f"input {item.name!r} {state}: the model takes {signature}")
-        elif item.optional:
-            raise InputError(
-                f"input {item.name!r} was None when the model was compiled, so the compiled model "
-                f"cannot use it: leave it out, or compile again with an example of {item.name!r}"
-            )
-        else:
-            pairs.append((item, value))
-    return pairs
+INPUT_KINDS = ("rows", "edges", "index", "mask", "size", "adjacency")
 
 
 def is_torch(value: object) -> bool:
@@ -66,14 +29,14 @@ def is_torch(value: object) -> bool:
     return tensor is not None and isinstance(value, tensor)
 
 
-def as_array(name: str, value: Any, *, dtype: str) -> NDArray[Any]:
+def as_array(name: str, value: Any, *, dtype: str, sparse_hint: str = "") -> NDArray[Any]:
     """``value`` as a numpy array of type ``dtype`` that shares its memory.
 
     Raises:
         InputError: It is no array, is on another device or has another type.
     """
     if is_torch(value):
-        return _from_torch(name, value, dtype)
+        return _from_torch(name, value, dtype, sparse_hint or f"{name}.to_dense()")
     if not isinstance(value, np.ndarray):
         raise InputError(
             f"{name} is a {type(value).__module__}.{type(value).__qualname__}: "
@@ -86,18 +49,13 @@ def as_array(name: str, value: Any, *, dtype: str) -> NDArray[Any]:
     return np.asarray(value)
 
 
-def _from_torch(name: str, value: Any, dtype: str) -> NDArray[Any]:
-    if value.device.type != "cpu":
-        raise InputError(
-            f"{name} is on {value.device}, but this model was compiled for the CPU: pass {name}.cpu()"
-        )
+def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str) -> NDArray[Any]:
+    _check_device(name, value)
     if str(value.layout) != "torch.strided":
-        hint = "pass edge_index as int64 [2, E]" if dtype == "int64" else f"{name}.to_dense()"
-        raise InputError(f"{name} is sparse ({value.layout}): {hint}")
-    found = str(value.dtype).removeprefix("torch.")
-    if found != dtype:
-        method = {"int64": "long()", "float32": "float()"}[dtype]
-        raise InputError(_wrong_type(name, found, dtype, f"{name}.{method}"))
+        raise InputError(f"{name} is sparse ({value.layout}): {sparse_hint}")
+    _check_torch_type(name, value, dtype)
+    if hasattr(value, "as_tensor"):  # PyG's EdgeIndex and Index
+        value = value.as_tensor()
     if value.requires_grad:
         value = value.detach()
     if value.is_neg():
@@ -109,6 +67,20 @@ def _from_torch(name: str, value: Any, dtype: str) -> NDArray[Any]:
     return array
 
 
+def _check_device(name: str, value: Any) -> None:
+    if value.device.type != "cpu":
+        raise InputError(
+            f"{name} is on {value.device}, but this model was compiled for the CPU: pass {name}.cpu()"
+        )
+
+
+def _check_torch_type(name: str, value: Any, dtype: str) -> None:
+    found = str(value.dtype).removeprefix("torch.")
+    if found != dtype:
+        method = {"int64": "long()", "float32": "float()", "bool": "bool()"}[dtype]
+        raise InputError(_wrong_type(name, found, dtype, f"{name}.{method}"))
+
+
 def _wrong_type(name: str, found: str, wanted: str, conversion: str) -> str:
     message = f"{name} is {found}, but {wanted} is needed: pass {conversion}"
     if wanted == "int64" and found.startswith(("float", "bfloat", "complex")):
@@ -118,7 +90,7 @@ def _wrong_type(name: str, found: str, wanted: str, conversion: str) -> str:
 
 def edge_array(name: str, value: Any) -> NDArray[np.int64]:
     """An ``edge_index``: int64 [2, E]. Its values are not looked at."""
-    array = as_array(name, value, dtype="int64")
+    array = as_array(name, value, dtype="int64", sparse_hint="pass edge_index as int64 [2, E]")
     if array.ndim != 2 or array.shape[0] != 2:
         hint = ""
         if array.ndim == 2 and array.shape[1] == 2:
@@ -129,28 +101,128 @@ def edge_array(name: str, value: Any) -> NDArray[np.int64]:
     return array
 
 
-def rows_array(item: PlanInput, value: Any) -> NDArray[np.float32]:
-    """Float rows of a ``"node"`` or ``"edge"`` input: float32 [rows] or [rows, columns]."""
+def rows_array(item: GraphInput, value: Any) -> NDArray[np.float32]:
+    """A ``"rows"`` input: float32 [R, *shape]."""
     array = as_array(item.name, value, dtype="float32")
-    rows = "N" if item.kind == "node" else "E"
-    if item.columns == 0:
-        if array.ndim != 1:
-            hint = ""
-            if array.ndim == 2 and array.shape[1] == 1:
-                hint = f": pass {item.name}.reshape(-1)"
-            raise InputError(f"{item.name} has shape {list(array.shape)}, but [{rows}] is needed{hint}")
-    elif array.ndim != 2 or array.shape[1] != item.columns:
-        why = ""
-        if array.ndim == 2:
-            why = f": the model was compiled for {item.columns} columns, not {array.shape[1]}"
-        elif array.ndim == 1 and item.columns == 1:
-            why = f": pass {item.name}.reshape(-1, 1)"
-        raise InputError(
-            f"{item.name} has shape {list(array.shape)}, but [{rows}, {item.columns}] is needed{why}"
-        )
-    if array.shape[0] > INT32_MAX:
-        raise InputError(f"{item.name} has {array.shape[0]} rows: at most {INT32_MAX} are supported")
+    _check_shape(item, array)
     return array
+
+
+def index_array(item: GraphInput, value: Any) -> NDArray[np.int64]:
+    """An ``"index"`` input: int64 [R, *shape]. Its values are not looked at."""
+    array = as_array(item.name, value, dtype="int64")
+    _check_shape(item, array)
+    return array
+
+
+def mask_array(item: GraphInput, value: Any) -> NDArray[np.bool_]:
+    """A ``"mask"`` input: bool [R, *shape]."""
+    array = as_array(item.name, value, dtype="bool")
+    _check_shape(item, array)
+    return array
+
+
+def _check_shape(item: GraphInput, array: NDArray[Any]) -> None:
+    found, wanted = array.shape, item.shape
+    if array.ndim == 0 or found[1:] != wanted:
+        why = ""
+        if len(found) == len(wanted) + 1 == 2:
+            why = f": the model was compiled for {wanted[0]} columns, not {found[1]}"
+        elif len(found) == 2 and wanted == () and found[1] == 1:
+            why = f": pass {item.name}.reshape(-1)"
+        elif len(found) == 1 and wanted == (1,):
+            why = f": pass {item.name}.reshape(-1, 1)"
+        needed = ", ".join(map(str, ("N", *wanted)))
+        raise InputError(f"{item.name} has shape {list(found)}, but [{needed}] is needed{why}")
+    if found[0] > INT32_MAX:
+        raise InputError(f"{item.name} has {found[0]} rows: at most {INT32_MAX} are supported")
+
+
+def size_number(name: str, value: Any) -> int:
+    """A ``"size"`` input: an integer that is not negative, maybe as a tensor without axes."""
+    number = value
+    if (is_torch(value) or isinstance(value, np.ndarray)) and value.ndim == 0:
+        try:
+            number = value.item()
+        except RuntimeError as error:
+            raise InputError(f"{name} has no number that can be read: {error}") from error
+    if isinstance(number, (bool, np.bool_)) or not isinstance(number, (int, np.integer)):
+        raise InputError(f"{name} is {_shown(value)}: pass an integer")
+    if not 0 <= number <= INT32_MAX:
+        raise InputError(f"{name} is {number}: it must be in 0 .. {INT32_MAX}")
+    return int(number)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (bool, float, str)):
+        return repr(value)
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def adjacency_arrays(
+    item: GraphInput, value: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float32], tuple[int, int]]:
+    """An ``"adjacency"`` input: rows and columns [2, E], values and extents.
+
+    Entries come by row, then by column; what a COO matrix holds twice is summed.
+    """
+    scipy = sys.modules.get("scipy.sparse")
+    shape = tuple(getattr(value, "shape", ()))
+    if is_torch(value):
+        entries = _torch_entries
+    elif scipy is not None and scipy.issparse(value):
+        entries = _scipy_entries
+    else:
+        kind = type(value)
+        raise InputError(
+            f"{item.name} is a {kind.__module__}.{kind.__qualname__}: pass a sparse matrix of torch "
+            "(COO, CSR or CSC) or scipy"
+        )
+    if len(shape) < 2 or shape[2:] != item.shape:
+        raise InputError(f"{item.name} has shape {list(shape)}: a sparse matrix [N, M] is needed")
+    rows, columns, values = entries(item.name, value)
+    extents = int(shape[0]), int(shape[1])
+    for what, number in (("rows", extents[0]), ("columns", extents[1]), ("entries", values.shape[0])):
+        if number > INT32_MAX:
+            raise InputError(f"{item.name} has {number} {what}: at most {INT32_MAX} are supported")
+    if not rows.shape == columns.shape == values.shape[:1] or values.shape[1:] != item.shape:
+        raise InputError(f"{item.name} is no valid sparse matrix: its parts do not fit together")
+    places = np.stack([rows, columns]).astype(np.int64, copy=False)
+    position = places[0] * extents[1] + places[1]
+    if (position[1:] < position[:-1]).any():
+        order = np.argsort(position, kind="stable")
+        return places[:, order], values[order], extents
+    return places, values, extents
+
+
+def _torch_entries(name: str, value: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    _check_device(name, value)
+    layout = str(value.layout).removeprefix("torch.")
+    if layout not in ("sparse_coo", "sparse_csr", "sparse_csc"):
+        raise InputError(f"{name} has the layout {layout}: pass {name}.to_sparse_csr()")
+    _check_torch_type(name, value, "float32")
+    value = value.detach()
+    if layout == "sparse_coo":
+        value = value.coalesce()
+        rows, columns = value.indices()[:2].numpy()
+        return rows, columns, value.values().numpy()
+    by_row = layout == "sparse_csr"
+    starts = (value.crow_indices() if by_row else value.ccol_indices()).numpy()
+    inner = (value.col_indices() if by_row else value.row_indices()).numpy()
+    counts = np.diff(starts)
+    if (counts < 0).any():
+        raise InputError(f"{name} is no valid sparse matrix: its parts do not fit together")
+    outer = np.repeat(np.arange(counts.size), counts)
+    return (outer, inner, value.values().numpy()) if by_row else (inner, outer, value.values().numpy())
+
+
+def _scipy_entries(name: str, value: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    if value.dtype != np.float32:
+        raise InputError(_wrong_type(name, str(value.dtype), "float32", f"{name}.astype(np.float32)"))
+    entries = value.tocoo(copy=True)
+    if value.format == "coo":
+        entries.sum_duplicates()
+    return entries.row, entries.col, entries.data
 
 
 def check_finite(name: str, array: NDArray[np.float32]) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from gnnquant.errors import BackendError, InputError
 from gnnquant.runtime import inputs as checks
-from gnnquant.runtime.graph import (
-    INT32_MAX,
-    GraphCache,
-    GraphHandle,
-    check_range,
-    private_copy,
-)
+from gnnquant.runtime import trees
+from gnnquant.runtime.graph import INT32_MAX, GraphCache, GraphHandle, private_copy
+from gnnquant.runtime.indexing import IndexInputs, IndexProgram, IndexResults, tied_inputs
 
 if TYPE_CHECKING:
     import os
@@ -23,10 +20,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
     from gnnquant.runtime.artifact import ArtifactPayload
-    from gnnquant.runtime.plan import PlanInput
 
-INPUT_KINDS = frozenset({"node", "edge_index", "edge"})
+
+class Program(Protocol):
+    """What a model needs to know of its graph or plan: how it is called, and the index program."""
+
+    @property
+    def inputs(self) -> Sequence[GraphInput]:
+        """All tensors and numbers of a call."""
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """The parameters of ``forward``."""
+
+    @property
+    def index(self) -> Sequence[IndexNode]:
+        """The index program."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs."""
+
+    @property
+    def result(self) -> Any:
+        """Tree of the result over positions in ``outputs``."""
 
 
 class Executor(Protocol):
@@ -36,13 +55,30 @@ class Executor(Protocol):
     through ``inputs.check_finite``, names them in an attribute ``checks_finite: frozenset[str]``.
     """
 
-    def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> Any:
-        """What :meth:`run` needs of the graphs. The arrays are contiguous, in range and private copies."""
+    def prepare(self, index: IndexResults) -> Any:
+        """What :meth:`run` needs of the graphs, indices and sizes of a call."""
 
-    def run(
-        self, prepared: Any, inputs: dict[str, NDArray[np.float32]], num_nodes: int
-    ) -> list[NDArray[np.float32]]:
-        """The outputs, as arrays that no later call writes. Inputs may have any strides."""
+    def run(self, prepared: Any, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The outputs [rows, *shape], as arrays that no later call writes. Inputs may have any strides."""
+
+
+@dataclass
+class _Call:
+    """The leaves of one call.
+
+    Attributes:
+        floats: Float rows by input.
+        integers: Integer arrays and masks by input, in the order of the parameters.
+        numbers: Sizes of each input, in order: its number of rows, a number or a matrix's extents.
+        handle: A prepared graph that was passed.
+        wants_torch: Whether torch tensors came in.
+    """
+
+    floats: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    integers: dict[str, NDArray[Any]] = field(default_factory=dict)
+    numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    handle: GraphHandle | None = None
+    wants_torch: bool = False
 
 
 class CompiledModel:
@@ -53,8 +89,7 @@ class CompiledModel:
 
     Args:
         executor: What runs it.
-        inputs: Its inputs, in the order of the model's ``forward``.
-        output_shapes: Shape of one row of each output.
+        program: Its inputs, its index program and the form of its result: a graph or a plan.
         info: Facts about it, JSON-able.
         payload: What :meth:`save` writes; None where the target cannot be saved.
     """
@@ -62,63 +97,48 @@ class CompiledModel:
     def __init__(
         self,
         executor: Executor,
-        inputs: Sequence[PlanInput],
-        output_shapes: Sequence[tuple[int, ...]],
+        program: Program,
         info: dict[str, Any],
         payload: ArtifactPayload | None = None,
     ) -> None:
         self._executor = executor
-        self._inputs = tuple(inputs)
-        self._output_shapes = tuple(tuple(shape) for shape in output_shapes)
+        self._inputs = {item.name: item for item in program.inputs}
+        self._signature = trees.Signature(program.parameters)
+        self._result = program.result
         self._info = dict(info)
         self._payload = payload
         self._cache = GraphCache()
-        self._graph_names = tuple(
-            item.name for item in inputs if item.kind == "edge_index" and not item.optional
-        )
-        self._edge_inputs = tuple(item for item in inputs if item.kind == "edge" and not item.optional)
+        self._index = IndexProgram(program.index, program.inputs)
         self._checks_finite: frozenset[str] = getattr(executor, "checks_finite", frozenset())
-        for item in self._inputs:
-            if item.optional:
-                continue
-            if item.kind not in INPUT_KINDS:
+        for item in program.inputs:
+            if item.kind not in checks.INPUT_KINDS:
                 raise BackendError(f"input {item.name!r} has the unknown kind {item.kind!r}")
-            if item.kind == "edge" and item.edge_index not in self._graph_names:
-                raise BackendError(f"input {item.name!r} belongs to no edge_index input")
-        self._node_names = [item.name for item in inputs if item.kind == "node" and not item.optional]
-        if not self._node_names:
-            raise BackendError("a compiled model needs an input with one row per node")
+        trees.check_trees(program.parameters, list(self._inputs), self._result, len(program.outputs))
+        integer = [item for item in program.inputs if item.kind != "rows"]
+        self._only_edges = integer[0].name if [item.kind for item in integer] == ["edges"] else None
+        # Float inputs have a row for every edge where the index program says so, else for every node.
+        ties = tied_inputs(self._index)
+        self._per_edge = {
+            name
+            for name in self._inputs
+            if name == self._only_edges or ties.get((name, 0), name) == ties.get((self._only_edges or "", 0))
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
 
         Returns:
-            One float32 array [N, ...], or a tuple of them where the model returns several.
+            What the original model returns, with float32 arrays [rows, ...] in the place of its tensors.
 
         Raises:
             InputError: An input is wrong; the message says which, how, and what to do.
         """
-        graphs: dict[str, NDArray[np.int64] | GraphHandle] = {}
-        floats: dict[str, NDArray[np.float32]] = {}
-        wants_torch = False
-        for item, value in checks.bind(self._inputs, args, kwargs):
-            wants_torch = wants_torch or checks.is_torch(value)
-            if item.kind == "edge_index":
-                graphs[item.name] = self._graph(item.name, value)
-            else:
-                floats[item.name] = checks.rows_array(item, value)
-        num_nodes = self._count_nodes(floats)
-        self._check_edge_rows(graphs, floats)
-        prepared = self._prepared(graphs, num_nodes)
-        self._check_finite(floats)
-        if num_nodes == 0:
-            outputs = [np.empty((0, *shape), np.float32) for shape in self._output_shapes]
-        else:
-            outputs = self._executor.run(prepared, floats, num_nodes)
-        if wants_torch:
+        call = self._bind(args, kwargs)
+        outputs: list[Any] = self._run(call)
+        if call.wants_torch:
             from_numpy = sys.modules["torch"].from_numpy
             outputs = [from_numpy(output) for output in outputs]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return trees.assemble(self._result, outputs)
 
     def prepare(self, edge_index: Any, num_nodes: int) -> GraphHandle:
         """Prepare a graph ahead of time.
@@ -132,23 +152,27 @@ class CompiledModel:
             the comparison with cached graphs.
 
         Raises:
-            InputError: The edges or the number are wrong.
+            InputError: The edges or the number are wrong, or the model takes other graphs than one
+                ``edge_index``.
         """
-        if not self._graph_names:
-            raise InputError("the model has no edge_index input: there is nothing to prepare")
+        name = self._only_edges
+        if name is None:
+            raise InputError(
+                "only a model whose single integer input is one edge_index has graphs to prepare; this one "
+                "keeps what it made of the last few graphs, found by their contents: just call it"
+            )
         if isinstance(edge_index, GraphHandle):
-            raise InputError("edge_index is a prepared graph already")
+            raise InputError(f"{name} is a prepared graph already")
         if isinstance(num_nodes, bool) or not isinstance(num_nodes, (int, np.integer)):
             raise InputError(f"num_nodes is {num_nodes!r}: pass the number of nodes, an integer")
         if not 0 <= num_nodes <= INT32_MAX:
             raise InputError(f"num_nodes is {num_nodes}: it must be in 0 .. {INT32_MAX}")
-        edges = private_copy(checks.edge_array("edge_index", edge_index))
-        num_nodes = int(num_nodes)
-        check_range(edges, num_nodes, "edge_index")
-        prepared = None
-        if len(self._graph_names) == 1 and num_nodes > 0:
-            prepared = self._executor.prepare({self._graph_names[0]: edges}, num_nodes)
-        return GraphHandle(num_nodes, edges.shape[1], edges, self, prepared)
+        edges = private_copy(checks.edge_array(name, edge_index))
+        numbers: dict[str, tuple[int, ...]] = {
+            item: (edges.shape[1] if item in self._per_edge else int(num_nodes),) for item in self._inputs
+        }
+        prepared = self._executor.prepare(self._index.run(self._index_inputs({name: edges}, numbers)))
+        return GraphHandle(int(num_nodes), edges.shape[1], edges, self, numbers, prepared)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, which ``gnnquant.runtime.load`` reads.
@@ -179,11 +203,10 @@ class CompiledModel:
 
     def __repr__(self) -> str:
         """Signature and target."""
-        names = ", ".join(f"{item.name}=None" if item.optional else item.name for item in self._inputs)
         target = self._info.get("target", "unknown")
         if isinstance(target, dict):
             target = target.get("mcpu") or target.get("triple")
-        return f"CompiledModel({names}; target={target})"
+        return f"CompiledModel({self._signature}; target={target})"
 
     def __reduce__(self) -> Any:
         """Pickle as an artifact in memory, where the target can be saved."""
@@ -193,71 +216,78 @@ class CompiledModel:
             raise BackendError("this compiled model cannot be pickled: it cannot be saved")
         return load_bytes, (to_bytes(self._payload),)
 
-    def _graph(self, name: str, value: Any) -> NDArray[np.int64] | GraphHandle:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """Check the arguments of a call, but for values of indices and floats."""
+        call = _Call()
+        for name, value in self._signature.bind(args, kwargs):
+            item = self._inputs[name]
+            call.wants_torch = call.wants_torch or checks.is_torch(value)
+            if item.kind == "rows":
+                array = call.floats[name] = checks.rows_array(item, value)
+                call.numbers[name] = (array.shape[0],)
+            elif item.kind == "edges":
+                edges = call.integers[name] = self._edges(call, name, value)
+                call.numbers[name] = (edges.shape[1],)
+            elif item.kind in ("index", "mask"):
+                check = checks.index_array if item.kind == "index" else checks.mask_array
+                index = call.integers[name] = check(item, value)
+                call.numbers[name] = (index.shape[0],)
+            elif item.kind == "size":
+                call.numbers[name] = (checks.size_number(name, value),)
+            else:
+                places, values, extents = checks.adjacency_arrays(item, value)
+                call.integers[name], call.floats[name] = places, values
+                call.numbers[name] = (values.shape[0], *extents)
+        return call
+
+    def _edges(self, call: _Call, name: str, value: Any) -> NDArray[np.int64]:
         if not isinstance(value, GraphHandle):
             return checks.edge_array(name, value)
         if value.owner is not self:
             raise InputError(f"{name} was prepared by another model: prepare it with this one")
-        return value
+        call.handle = value
+        return value.edges
 
-    def _count_nodes(self, floats: dict[str, NDArray[np.float32]]) -> int:
-        rows_of, *others = self._node_names
-        num_nodes: int = floats[rows_of].shape[0]
-        for name in others:
-            if floats[name].shape[0] != num_nodes:
-                raise InputError(
-                    f"{name} has {floats[name].shape[0]} rows, but {rows_of} has {num_nodes}: "
-                    "both need one row per node"
-                )
-        return num_nodes
-
-    def _check_finite(self, floats: dict[str, NDArray[np.float32]]) -> None:
-        names = floats.keys() - self._checks_finite
+    def _run(self, call: _Call) -> list[NDArray[np.float32]]:
+        prepared = self._prepared(call)
+        names = call.floats.keys() - self._checks_finite
         if names:
             with np.errstate(all="ignore"):
                 for name in names:
-                    checks.check_finite(name, floats[name])
+                    checks.check_finite(name, call.floats[name])
+        return self._executor.run(prepared, call.floats)
 
-    def _check_edge_rows(
-        self,
-        graphs: dict[str, NDArray[np.int64] | GraphHandle],
-        floats: dict[str, NDArray[np.float32]],
-    ) -> None:
-        for item in self._edge_inputs:
-            graph = graphs[item.edge_index]
-            edges = graph.num_edges if isinstance(graph, GraphHandle) else graph.shape[1]
-            rows = floats[item.name].shape[0]
-            if rows != edges:
+    def _prepared(self, call: _Call) -> Any:
+        """What the executor made of the integers and sizes of ``call``."""
+        if call.handle is not None:
+            if call.handle.numbers == call.numbers:
+                return call.handle.prepared
+            self._check_handle(call.handle, call)
+        names = tuple(call.integers)
+
+        def prepare(arrays: tuple[NDArray[Any], ...]) -> Any:
+            named = dict(zip(names, arrays, strict=True))
+            return self._executor.prepare(self._index.run(self._index_inputs(named, call.numbers)))
+
+        flat = tuple(number for item in call.numbers.values() for number in item)
+        return self._cache.find(tuple(call.integers.values()), flat, prepare)
+
+    def _check_handle(self, handle: GraphHandle, call: _Call) -> None:
+        for name, (rows, *_) in call.numbers.items():
+            if rows != handle.numbers[name][0] and name not in self._per_edge:
                 raise InputError(
-                    f"{item.name} has {rows} rows, but {item.edge_index} has {edges} edges: "
-                    "one row per edge is needed"
+                    f"{self._only_edges} was prepared for {handle.num_nodes} nodes, but {name} has "
+                    f"{rows} rows"
                 )
 
-    def _prepared(
-        self,
-        graphs: dict[str, NDArray[np.int64] | GraphHandle],
-        num_nodes: int,
-    ) -> Any:
-        """What the executor made of ``graphs``; None where there is no node."""
-        rows_of = self._node_names[0]
-        for name, graph in graphs.items():
-            if isinstance(graph, GraphHandle):
-                if graph.num_nodes != num_nodes:
-                    raise InputError(
-                        f"{name} was prepared for {graph.num_nodes} nodes, but {rows_of} has {num_nodes} rows"
-                    )
-                if graph.prepared is not None:
-                    return graph.prepared
-        if num_nodes == 0:
-            for name, graph in graphs.items():
-                if not isinstance(graph, GraphHandle) and graph.shape[1]:
-                    raise InputError(f"{name} has {graph.shape[1]} edges, but {rows_of} has no rows")
-            return None
-
-        def prepare(edges: tuple[NDArray[np.int64], ...]) -> Any:
-            named = dict(zip(graphs, edges, strict=True))
-            for name, array in named.items():
-                check_range(array, num_nodes, name)
-            return self._executor.prepare(named, num_nodes)
-
-        return self._cache.find(tuple(graphs.values()), num_nodes, prepare)
+    def _index_inputs(
+        self, arrays: dict[str, NDArray[Any]], numbers: dict[str, tuple[int, ...]]
+    ) -> IndexInputs:
+        rows, others = {}, {}
+        for name, values in numbers.items():
+            kind = self._inputs[name].kind
+            if kind != "size":
+                rows[name] = values[0]
+            if kind in ("size", "adjacency"):
+                others[name] = values if kind == "size" else values[1:]
+        return IndexInputs(rows, arrays, others)

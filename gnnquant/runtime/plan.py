@@ -9,46 +9,28 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
+
 GRAPH_PADDING = 64
-"""Entries appended to ``indices`` and ``edge_id`` (zeros), so that kernels may prefetch ahead."""
-
-
-@dataclass(frozen=True)
-class PlanInput:
-    """One input of a call: see ``gnnquant.integer_graph.GraphInput``."""
-
-    name: str
-    kind: str
-    columns: int = 0
-    edge_index: str = ""
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class PlanGraph:
-    """A CSR graph derived from an ``edge_index`` input.
-
-    The runtime provides four buffers for it, by destination (rows sorted by destination, stable):
-    ``<name>.indptr`` int32 [N + 1], ``<name>.indices`` int32 [E' + GRAPH_PADDING] (source nodes),
-    ``<name>.edge_id`` int32 [E' + GRAPH_PADDING] (position in ``edge_index``, -1 for a self-loop
-    that was added) and ``<name>.partition`` int32 [threads + 1] (first row of each thread's share,
-    balanced by edges plus a cost per row, multiples of 8 except for the last).
-    """
-
-    name: str
-    edge_index: str
-    loops: str
+"""Entries appended to every index array (zeros), so that kernels may prefetch ahead."""
 
 
 @dataclass(frozen=True)
 class Buffer:
     """A tensor that kernels read or write, contiguous and 64-byte aligned.
 
+    The parts of graphs are buffers too, but are not listed. For every graph of the index program that a
+    call names, the runtime provides ``<graph>.indptr`` int32 [destinations + 1]; ``<graph>.src``,
+    ``<graph>.dst`` and ``<graph>.edge_id`` int32 [E + GRAPH_PADDING], in CSR order; and
+    ``<graph>.partition`` int32 [threads + 1] (first destination of each thread's share, balanced by edges
+    plus a cost per row, multiples of 8 except for the last).
+
     Attributes:
-        name: Unique name. An input's buffer has the input's name; graph buffers are not listed.
+        name: Unique name. An input's buffer has the input's name, an index array's that of its node.
         dtype: numpy name of the element type.
-        shape: Dimensions: a number, ``"N"`` (nodes) or ``"E:<graph>"`` (edges of a plan graph).
-        kind: ``"input"``, ``"constant"`` (stored in the artifact), ``"workspace"`` or ``"output"``.
+        shape: Dimensions: numbers, and names of spaces (a size, a graph's edges, ``ONE``).
+        kind: ``"input"``, ``"index"`` (an array of the index program as int32, with ``GRAPH_PADDING`` zeros
+            appended), ``"constant"`` (stored in the artifact), ``"workspace"`` or ``"output"``.
     """
 
     name: str
@@ -64,8 +46,8 @@ class Call:
     Attributes:
         function: An exported function.
         arguments: Names of its buffers.
-        per_graph: What it writes depends on the graphs alone, and no other call writes it: it need
-            not be repeated while the same buffers serve the same graphs.
+        per_graph: What it writes depends on the index program alone, and no other call writes it: it
+            need not be repeated while the same buffers serve the same graphs.
     """
 
     function: str
@@ -78,21 +60,25 @@ class Plan:
     """Everything that executing a compiled model needs besides code and constants.
 
     Attributes:
-        inputs: In the order of the model's ``forward``.
-        graphs: CSR graphs to prepare.
+        inputs: All tensors and numbers of a call.
+        parameters: The parameters of ``forward``, in order.
+        index: The index program.
         buffers: All buffers but the graphs'.
         calls: Kernel calls in order.
-        outputs: Names of the output buffers (float32), in the order of the model's outputs.
+        outputs: Names of the output buffers (float32).
         output_shapes: Row shape of each output.
+        result: Tree of what a call returns, over positions in ``outputs``.
         threads: Threads that the kernels were compiled for.
     """
 
-    inputs: tuple[PlanInput, ...]
-    graphs: tuple[PlanGraph, ...]
+    inputs: tuple[GraphInput, ...]
+    parameters: tuple[Parameter, ...]
+    index: tuple[IndexNode, ...]
     buffers: tuple[Buffer, ...]
     calls: tuple[Call, ...]
     outputs: tuple[str, ...]
     output_shapes: tuple[tuple[int, ...], ...]
+    result: Any = None
     threads: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -104,18 +90,25 @@ class Plan:
     def from_json(data: dict[str, Any]) -> Plan:
         """Inverse of :meth:`to_json`."""
         return Plan(
-            inputs=tuple(PlanInput(**item) for item in data["inputs"]),
-            graphs=tuple(PlanGraph(**item) for item in data["graphs"]),
+            inputs=tuple(
+                GraphInput(item["name"], item["kind"], tuple(item["shape"])) for item in data["inputs"]
+            ),
+            parameters=tuple(Parameter(**item) for item in data["parameters"]),
+            index=tuple(
+                IndexNode(item["name"], item["op"], tuple(item["inputs"]), item["attrs"])
+                for item in data["index"]
+            ),
             buffers=tuple(
                 Buffer(item["name"], item["dtype"], tuple(item["shape"]), item["kind"])
                 for item in data["buffers"]
             ),
             calls=tuple(
-                Call(item["function"], tuple(item["arguments"]), bool(item.get("per_graph", False)))
+                Call(item["function"], tuple(item["arguments"]), bool(item["per_graph"]))
                 for item in data["calls"]
             ),
             outputs=tuple(data["outputs"]),
             output_shapes=tuple(tuple(shape) for shape in data["output_shapes"]),
+            result=data["result"],
             threads=data["threads"],
             notes=data["notes"],
         )

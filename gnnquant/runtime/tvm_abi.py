@@ -171,8 +171,8 @@ class TvmRuntime:
         declare(self.ffi.TVMFFIErrorMoveFromRaised, None, ctypes.POINTER(handle))
         declare(self.ffi.TVMFFIObjectDecRef, ctypes.c_int, handle)
 
-    def call_global(self, name: str, *arguments: int | str) -> AnyValue:
-        """Call the registered function ``name`` with integers and strings."""
+    def call_global(self, name: str, *arguments: int | str | AnyValue) -> AnyValue:
+        """Call the registered function ``name`` with integers, strings and what other calls returned."""
         raw = name.encode()
         handle = ctypes.c_void_p()
         key = _Bytes(ctypes.cast(ctypes.c_char_p(raw), ctypes.c_void_p), len(raw))
@@ -180,8 +180,11 @@ class TvmRuntime:
         if not handle:
             raise BackendError(f"the installed TVM runtime has no function {name!r}")
         packed = (AnyValue * max(len(arguments), 1))()
-        for slot, argument in zip(packed, arguments, strict=False):
-            if isinstance(argument, str):
+        for position, argument in enumerate(arguments):
+            slot = packed[position]
+            if isinstance(argument, AnyValue):
+                packed[position] = argument
+            elif isinstance(argument, str):
                 slot.type_index, slot.value.string = _RAW_STRING, argument.encode()
             else:
                 slot.type_index, slot.value.int64 = _INT, argument
@@ -334,19 +337,9 @@ def _configure(tvm: TvmRuntime, threads: int, cores: list[int]) -> None:
     only one (its default on two cores), it runs parallel regions serially.
     """
     strings = tvm.call_global("ffi.Array", *(str(core) for core in cores))
-    raw = b"runtime.config_threadpool"
-    handle = ctypes.c_void_p()
-    key = _Bytes(ctypes.cast(ctypes.c_char_p(raw), ctypes.c_void_p), len(raw))
-    tvm.check(tvm.ffi.TVMFFIFunctionGetGlobal(ctypes.byref(key), ctypes.byref(handle)))
-    packed = (AnyValue * 3)()
-    packed[0].type_index, packed[0].value.int64 = _INT, _KEEP_AFFINITY
-    packed[1].type_index, packed[1].value.int64 = _INT, threads
-    packed[2] = strings
-    result = AnyValue()
     try:
-        tvm.check(tvm.ffi.TVMFFIFunctionCall(handle, packed, 3, ctypes.byref(result)))
+        tvm.call_global("runtime.config_threadpool", _KEEP_AFFINITY, threads, strings)
     finally:
-        tvm.ffi.TVMFFIObjectDecRef(handle)
         tvm.ffi.TVMFFIObjectDecRef(strings.value.pointer)
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from gnnquant.errors import TraceError
 from gnnquant.tracing.copies import fixed_randomness, private_copy
 from gnnquant.tracing.examples import doubled_example, second_example
-from gnnquant.tracing.signature import call
+from gnnquant.tracing.signature import attributes_left_out, call
 from gnnquant.tracing.tracer import tensors_in
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def run_once(
     module: nn.Module, signature: inspect.Signature, arguments: Mapping[str, Any], training: bool
 ) -> Outcome:
     """Run a copy of ``module`` forwards and backwards with a fixed seed."""
-    copied = private_copy(module).train(training)
+    copied = private_copy(module)
+    copied.train(training)  # a user's train() may return nothing
     with fixed_randomness(_SEED), torch.enable_grad():
         output = call(copied, signature, cloned(arguments))
         gradients = _gradients(copied, output)
@@ -101,9 +102,11 @@ class Verifier:
     def _add_example(self, example: Mapping[str, Any]) -> None:
         outcomes = self._run_both_modes(lambda: example)
         if isinstance(outcomes, Exception):
+            left_out = sorted({name for value in example.values() for name in attributes_left_out(value)})
+            hint = f" (the model was run without {', '.join(left_out)}: no tensors)" if left_out else ""
             raise TraceError(
-                f"the model itself fails on the example inputs ({type(outcomes).__name__}: {outcomes}); "
-                "give example_inputs that it runs on in both train and eval mode"
+                f"the model itself fails on the example inputs ({type(outcomes).__name__}: {outcomes})"
+                f"{hint}; give example_inputs that it runs on in both train and eval mode"
             ) from outcomes
         self.graphs.append(("the example", *outcomes))
 
@@ -111,6 +114,7 @@ class Verifier:
         """Find another graph that the model accepts: the ``given`` one, or a drawn one."""
         draws: list[Callable[[], Mapping[str, Any]]] = [
             lambda: second_example(dict(example)),
+            lambda: second_example(dict(example), same_graphs=True),
             lambda: doubled_example(dict(example)),
         ]
         name = "graphs of other sizes drawn from the example"
@@ -162,9 +166,14 @@ class Verifier:
                     )
 
 
+def ranked_notes(notes: Mapping[Note, None]) -> list[Note]:
+    """What tracing noticed, the most telling first."""
+    return sorted(notes, key=lambda note: _CAUSES.index(note.kind))
+
+
 def likely_causes(notes: Mapping[Note, None]) -> str:
     """What tracing noticed, the most telling first, as the end of an error message."""
-    ranked = sorted(notes, key=lambda note: _CAUSES.index(note.kind))
+    ranked = ranked_notes(notes)
     lines = [f"\n  - {note}" for note in ranked[:5]]
     lines.append(
         f"\n  - {'something' if ranked else 'nothing was noticed while tracing, so something'} that leaves "

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.dense.linear import Linear as PyGLinear
 
 from gnnquant.errors import TraceError
 from gnnquant.tracing.copies import fixed_randomness, private_copy
-from gnnquant.tracing.signature import call, forward_signature
+from gnnquant.tracing.signature import Fields, call, forward_signature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REMEDY = "pass example_inputs=(x, edge_index, ...) with tensors of your own data"
 
+_DATA_NAMES = ("data", "batch", "graph")
+"""What users call a ``forward`` parameter that takes a whole ``Data``."""
 _NUM_NODES, _NUM_EDGES = 20, 64
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
@@ -47,9 +50,9 @@ def synthesize_inputs(model: nn.Module) -> dict[str, Any]:
     """Make a small random graph that ``model`` accepts.
 
     Only for models whose ``forward`` takes ``x``, ``edge_index`` and possibly ``edge_weight``,
-    ``edge_attr`` and ``batch``; parameters with a default are left out. The width of ``x`` is the first
-    width that the model runs with, among the ``in_channels`` of its layers in order of registration;
-    that of ``edge_attr`` is the first ``edge_dim``.
+    ``edge_attr`` and ``batch``, or one ``data`` that holds them; parameters with a default are left out.
+    The width of ``x`` is the first width that the model runs with, among the ``in_channels`` of its layers
+    in order of registration; that of ``edge_attr`` is the first ``edge_dim``.
 
     Returns:
         The inputs by parameter name: ``x`` [20, F] float, ``edge_index`` [2, 64] int64, ...
@@ -65,11 +68,16 @@ def synthesize_inputs(model: nn.Module) -> dict[str, Any]:
         and p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     ]
     known = ("x", "edge_index", "edge_weight", "edge_attr", "batch")
+    holder = required[0] if len(required) == 1 and required[0] in _DATA_NAMES else None
+    if holder is not None:
+        has_edge_attr = any(_states_edge_width(module) for module in model.modules())
+        required = [name for name in known if name != "edge_attr" or has_edge_attr]
     unknown = [name for name in required if name not in known]
     if unknown or not {"x", "edge_index"} <= set(required):
         raise TraceError(
             f"no example can be made for {type(model).__name__}.forward({', '.join(required)}): only "
-            f"x and edge_index, with edge_weight, edge_attr and batch, are understood; {REMEDY}"
+            "x and edge_index, with edge_weight, edge_attr and batch, or one data object, are understood; "
+            f"{REMEDY}"
         )
     generator = torch.Generator().manual_seed(0)
     floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
@@ -88,9 +96,13 @@ def synthesize_inputs(model: nn.Module) -> dict[str, Any]:
             floating.device
         )
         ordered = {name: inputs[name] for name in required}
+        if holder is not None:
+            ordered = {holder: Data(**ordered)}
         try:
             with fixed_randomness(0), torch.no_grad():
-                call(private_copy(model).eval(), signature, ordered)
+                copied = private_copy(model)
+                copied.eval()
+                call(copied, signature, ordered)
         except TraceError:
             raise
         except Exception as error:
@@ -125,14 +137,19 @@ def _candidate_widths(model: nn.Module) -> list[int]:
 
 def _edge_width(model: nn.Module) -> int:
     for module in model.modules():
-        for name in ("edge_dim", "in_edge_channels"):
-            width = getattr(module, name, None)
-            if isinstance(width, int) and width > 0:
-                return width
+        width = _states_edge_width(module)
+        if width:
+            return width
     raise TraceError(
         "the width of edge_attr cannot be found: no layer of "
         f"{type(model).__name__} states an edge_dim; {REMEDY}"
     )
+
+
+def _states_edge_width(module: nn.Module) -> int:
+    """The width of edge features that a layer states, 0 where it does not."""
+    widths = (getattr(module, name, None) for name in ("edge_dim", "in_edge_channels"))
+    return next((width for width in widths if isinstance(width, int) and width > 0), 0)
 
 
 # --- a second example -------------------------------------------------------------------------------
@@ -167,7 +184,9 @@ class _Leaf:
         )
 
 
-def second_example(example_inputs: dict[str, Any], seed: int = 1) -> dict[str, Any]:
+def second_example(
+    example_inputs: dict[str, Any], seed: int = 1, *, same_graphs: bool = False
+) -> dict[str, Any]:
     """Draw inputs of the same kind for another graph: other numbers of nodes and edges.
 
     The number of nodes N is the length of ``x`` (else of the first 2-D float tensor), that of edges the
@@ -178,10 +197,11 @@ def second_example(example_inputs: dict[str, Any], seed: int = 1) -> dict[str, A
     Everything else is passed on unchanged.
 
     Args:
-        example_inputs: inputs by parameter name; tuples, lists and dicts are looked into.
+        example_inputs: inputs by parameter name; tuples, lists, dicts and ``Fields`` are looked into.
         seed: determines the draw.
+        same_graphs: whether ``batch`` goes on to name as many graphs as it does; otherwise one more.
     """
-    return _Redraw(example_inputs, seed).run()
+    return _Redraw(example_inputs, seed, same_graphs).run()
 
 
 def doubled_example(example_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -196,18 +216,23 @@ def doubled_example(example_inputs: dict[str, Any]) -> dict[str, Any]:
 class _Redraw:
     """Draws a second example; one instance for one example."""
 
-    def __init__(self, example: dict[str, Any], seed: int) -> None:
+    def __init__(self, example: dict[str, Any], seed: int, same_graphs: bool = False) -> None:
         self.example = example
         self.generator = torch.Generator().manual_seed(seed)
         self.leaves = list(_leaves(example, ()))
+        self.fixed_batch = same_graphs or any("batch_size" in leaf.name for leaf in self.leaves)
         self.entities = self._entity_sizes()
         edge_sizes = {leaf.value.size(1) for leaf in self.leaves if leaf.is_index}
         self.edge_sizes = edge_sizes - set(self.entities)
         self.ambiguous = edge_sizes & set(self.entities)
         taken = set(self.entities) | edge_sizes
         self.new_nodes = {n: self._other_size(n, n // 2 + 3, taken) for n in self.entities}
+        for leaf in self.leaves:
+            if isinstance(leaf.value, Tensor) and self._is_batch(leaf) and leaf.value.numel():
+                graphs = int(leaf.value.max()) + 1
+                if graphs in self.new_nodes and graphs != leaf.value.size(0):  # rows by graph
+                    self.new_nodes[graphs] = self._other_graphs(graphs)
         self.new_edges = {e: self._other_size(e, e + 7, taken) for e in sorted(edge_sizes)}
-        self.fixed_batch = any("batch_size" in leaf.name for leaf in self.leaves)
 
     def run(self) -> dict[str, Any]:
         """The new inputs."""
@@ -223,10 +248,11 @@ class _Redraw:
             and not leaf.is_index
             and leaf.value.layout == torch.strided
             and leaf.value.dim() > 0
+            and leaf.path[-1] != "ptr"
         ]
         index_sizes = {leaf.value.size(1) for leaf in self.leaves if leaf.is_index}
         first = [
-            *(leaf for leaf in dense if leaf.path[0] in ("x", "x_dict")),
+            *(leaf for leaf in dense if not {"x", "x_dict"}.isdisjoint(leaf.path)),
             *(leaf for leaf in dense if leaf.value.dim() == 2 and leaf.value.is_floating_point()),
         ]
         nodes = [leaf for leaf in first if not leaf.is_edge]
@@ -250,9 +276,16 @@ class _Redraw:
         taken.add(new)
         return new
 
+    def _other_graphs(self, old: int) -> int:
+        return old if self.fixed_batch else old + 1
+
     def _rebuild(self, value: Any, path: tuple[Any, ...]) -> Any:
         if isinstance(value, dict):
-            return {k: self._rebuild(v, (*path, k)) for k, v in value.items()}
+            items = {k: self._rebuild(v, (*path, k)) for k, v in value.items()}
+            if isinstance(items.get("ptr"), Tensor) and isinstance(items.get("batch"), Tensor):
+                counts = torch.bincount(items["batch"])
+                items["ptr"] = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            return value.like(items) if isinstance(value, Fields) else items
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(self._rebuild(v, (*path, i)) for i, v in enumerate(value)))
         if isinstance(value, (tuple, list)):
@@ -268,7 +301,7 @@ class _Redraw:
     def number(self, leaf: _Leaf) -> int:
         """``num_nodes`` and ``size`` follow the number of nodes."""
         value: int = leaf.value
-        if "num_nodes" in leaf.name or leaf.path[0] in ("size", "dim_size"):
+        if "num_nodes" in leaf.name or not {"size", "dim_size"}.isdisjoint(leaf.path):
             return self.new_nodes.get(value, value)
         return value
 
@@ -284,6 +317,8 @@ class _Redraw:
             return self.rows(value, self.new_edges[size])
         if size not in self.new_nodes:
             return value
+        if value.dim() == 2 and value.size(1) == size and "adj" in leaf.name:
+            return self.square(value, self.new_nodes[size])
         fill = self.batch if self._is_batch(leaf) else self.rows
         return fill(value, self.new_nodes[size])
 
@@ -308,12 +343,13 @@ class _Redraw:
     def bounds(self, leaf: _Leaf) -> tuple[int, int]:
         """How many nodes there are for the first and the second row of an index tensor."""
         old: Tensor = leaf.value
-        key = leaf.path[-1]
-        if isinstance(key, tuple) and len(key) == 3:  # (source type, relation, target type)
+        key = next((key for key in leaf.path if isinstance(key, tuple) and len(key) == 3), None)
+        if key is not None:  # (source type, relation, target type)
             typed = {
-                other.path[-1]: other.value.size(0)
+                name: other.value.size(0)
                 for other in self.leaves
                 if isinstance(other.value, Tensor) and other.value.dim() == 2 and not other.is_index
+                for name in other.path[1:]
             }
             if key[0] in typed and key[2] in typed:
                 return typed[key[0]], typed[key[2]]
@@ -339,11 +375,14 @@ class _Redraw:
         noise = torch.randn(new.shape, generator=self.generator).to(new) * (high - low) * 0.1
         return torch.minimum(torch.maximum(new + noise, low), high)
 
+    def square(self, old: Tensor, count: int) -> Tensor:
+        """A dense adjacency matrix: rows and columns drawn from ``old``."""
+        picked = torch.randint(old.size(0), (count,), generator=self.generator).to(old.device)
+        return old[picked][:, picked]
+
     def batch(self, old: Tensor, count: int) -> Tensor:
         """A sorted vector that names every graph of the batch, and one graph more."""
-        graphs = int(old.max()) + 1
-        if not self.fixed_batch:
-            graphs += 1
+        graphs = self._other_graphs(int(old.max()) + 1)
         extra = torch.randint(graphs, (max(count - graphs, 0),), generator=self.generator)
         return torch.cat([torch.arange(graphs), extra])[:count].sort().values
 
@@ -377,8 +416,14 @@ class _Doubling(_Redraw):
     def _other_size(self, old: int, _more: int, _taken: set[int]) -> int:
         return 2 * old
 
+    def _other_graphs(self, old: int) -> int:
+        return old if self.fixed_batch else 2 * old
+
     def rows(self, old: Tensor, _count: int) -> Tensor:
         return torch.cat([old, old.flip(0) if old.is_floating_point() else old])
+
+    def square(self, old: Tensor, _count: int) -> Tensor:
+        return torch.block_diag(old, old).to(old.dtype)  # type: ignore[no-untyped-call]
 
     def batch(self, old: Tensor, _count: int) -> Tensor:
         if self.fixed_batch:

@@ -31,6 +31,25 @@ def device_of(value: Tensor) -> torch.device:
     return value.device
 
 
+def select_mode(train_value: Any, eval_value: Any) -> Any:  # noqa: ARG001 - read from the graph
+    """What a model computes in train mode, and what in eval mode, where the two differ.
+
+    A ``TracedModule`` never calls this: it runs the path of its own mode. Who runs the nodes one by one
+    gets what eval mode computes.
+    """
+    return eval_value
+
+
+def sorted_index(index: Tensor) -> Tensor:
+    """``index`` itself; raises ``ValueError`` unless it is sorted, as some aggregations need it."""
+    if not bool((index[:-1] <= index[1:]).all()):
+        raise ValueError(
+            "the index of this aggregation must be sorted; sort the edges by destination node, for "
+            "example with data.sort(sort_by_row=False)"
+        )
+    return index
+
+
 class TrainingSwitch(nn.Module):
     """Calls ``function`` with this module's ``training`` flag in the place where the model put its own.
 

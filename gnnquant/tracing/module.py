@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 import importlib
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from gnnquant.tracing.copies import copy_linears
+from gnnquant.tracing.merge import has_two_paths, path_graph
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from typing_extensions import Self
 
@@ -38,6 +43,10 @@ class TracedModule(fx.GraphModule):
     ``train()`` and ``eval()`` toggle dropout and batch norm. Arguments that were ``None`` or not tensors
     or numbers in the example are constants of the graph; another value for them raises ``InputError``.
 
+    Where the modes differ by more than toggling modules, the graph holds both: ``select_mode`` nodes
+    stand where the two join, and nodes of one of them carry ``meta["mode"]``. A call runs the path of
+    its mode and nothing else.
+
     To change the graph in place: edit ``module.graph``, then ``module.recompile()``. To build another
     module (also of a subclass): ``Subclass.from_graph(root, graph)``.
 
@@ -51,6 +60,9 @@ class TracedModule(fx.GraphModule):
     """
 
     signature: CallSignature
+    whole_layers: tuple[str, ...] = ()
+    """Layers that could not be looked into and are one node each."""
+    _path: bool | None = None
 
     def __init__(
         self,
@@ -62,6 +74,7 @@ class TracedModule(fx.GraphModule):
         """Take ``graph`` as it is and share what it refers to with ``root``; see ``from_graph``."""
         super().__init__(root, graph, class_name or _real_class(type(self)).__name__)
         self.signature = signature
+        self.whole_layers = getattr(root, "whole_layers", ())
         self._adopt_flags(root)
 
     @classmethod
@@ -109,6 +122,41 @@ class TracedModule(fx.GraphModule):
         positional, named = self.signature.bind(args, kwargs)
         return super().__call__(*positional, **named)
 
+    # --- two paths -----------------------------------------------------------------------------------
+
+    @property
+    def has_two_paths(self) -> bool:
+        """Whether train and eval mode compute different things, beyond dropout and batch norm."""
+        return has_two_paths(self.graph)
+
+    def path_graph(self, training: bool) -> fx.Graph:
+        """A copy of the graph with only what runs in train or in eval mode; nodes keep their names."""
+        return path_graph(self.graph, training)
+
+    @contextlib.contextmanager
+    def on_path(self, training: bool) -> Iterator[None]:
+        """Run the train (or eval) path, whatever the mode of the submodules, inside of the block."""
+        self._path = training
+        try:
+            yield
+        finally:
+            del self._path
+
+    def recompile(self) -> Any:
+        """Make the code that runs from the graph: one function for each mode where they differ."""
+        generated = super().recompile()
+        if has_two_paths(self.graph):
+            cls = type(self)
+            paths = {mode: _compiled(path_graph(self.graph, mode)) for mode in (False, True)}
+
+            @functools.wraps(cls.forward)
+            def forward(module: TracedModule, *args: Any, **kwargs: Any) -> Any:
+                mode = module.training if module._path is None else module._path
+                return paths[mode](module, *args, **kwargs)
+
+            cls.forward = forward
+        return generated
+
     # --- copying and pickling ------------------------------------------------------------------------
 
     def _state(self, write: Callable[[fx.Node], dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +182,7 @@ class TracedModule(fx.GraphModule):
         memo = {} if memo is None else memo
         result = _new_instance(_real_class(type(self)))
         memo[id(self)] = result
+        copy_linears(self, memo)
         result.__setstate__(copy.deepcopy(self._state(_write_node), memo))
         return result  # type: ignore[return-value]
 
@@ -155,6 +204,14 @@ def _real_class(cls: type) -> type:
 def _new_instance(cls: type[TracedModule]) -> TracedModule:
     module: TracedModule = cls.__new__(cls)
     return module
+
+
+def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """The function that ``graph`` describes; its first argument is the module."""
+    code = graph.python_code(root_module="self")
+    names = dict(code.globals)
+    exec(compile(code.src, "<traced path>", "exec"), names)
+    return names["forward"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,10 @@
 every size that the model reads while it is traced is a ``SymbolicInt``: an ``int`` with the value 20
 (``isinstance``, ``view``, ``range`` ... simply work) whose arithmetic also writes nodes into the graph.
 
-Arithmetic is followed through operators, ``math.ceil``, ``math.floor``, ``math.trunc``, ``round`` and
-``abs``. C code that takes a plain number out of the object (``math.sqrt(n)``, ``items[:n]``, and also
-``0.5 * n``, which Python asks the float first) loses the trail; where Python tells, that is noted, and
-the second-graph check catches the rest. ``n * 0.5`` is followed.
+Arithmetic is followed through operators, ``round``, ``abs``, the functions of ``math`` and products with
+float attributes of modules (``self.ratio * n``). C code that takes a plain number out of the object
+(``items[:n]``, NumPy, and also ``0.5 * n``, where Python asks the float first) loses the trail; where
+Python tells, that is noted, and the second-graph check catches the rest. ``n * 0.5`` is followed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import operator
 import threading
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +97,20 @@ class SymbolicFloat(float, SymbolicNumber):
         return float.__float__(self)
 
 
+class ModelFloat(float):
+    """Stands for a ``float`` attribute of a module while it is traced.
+
+    ``self.ratio * x.size(0)`` asks the left operand first, and a plain float would take the plain number
+    out of the size.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float.__float__(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> float:
+        return float.__float__(self)
+
+
 class TrainingFlag(int):
     """Stands for ``module.training`` while a model is traced.
 
@@ -133,7 +148,7 @@ def plain_number(value: Any) -> Any:
         return int.__bool__(value)
     if isinstance(value, SymbolicInt):
         return int.__int__(value)
-    if isinstance(value, SymbolicFloat):
+    if isinstance(value, (SymbolicFloat, ModelFloat)):
         return float.__float__(value)
     return value
 
@@ -186,6 +201,18 @@ def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return method
 
 
+def _model_binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def method(self: ModelFloat, other: Any) -> Any:
+        if isinstance(other, SymbolicNumber):
+            return _emit(function, plain_number(self), other)
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        result = function(plain_number(self), plain_number(other))
+        return ModelFloat(result) if type(result) is float else result
+
+    return method
+
+
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _UNARY: dict[str, Callable[..., Any]] = {
@@ -206,6 +233,8 @@ for _class in (SymbolicInt, SymbolicFloat):
         setattr(_class, f"__{_name}__", _comparison(getattr(operator, _name)))
     for _name, _function in _UNARY.items():
         setattr(_class, f"__{_name}__", _unary(_function))
+for _name in _BINARY:
+    setattr(ModelFloat, f"__{_name}__", _model_binary(getattr(operator, _name)))
 
 
 # --- builtins that would lose the trail -------------------------------------------------------------
@@ -302,6 +331,26 @@ def _extremum(function: Callable[..., Any]) -> Callable[..., Any]:
 
     return stand_in
 
+
+class MathStandIn(ModuleType):
+    """``math``: keeps ``math.sqrt(n)`` symbolic."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The attribute of ``math``; functions are followed."""
+        value = getattr(math, name)
+        if not callable(value):
+            return value
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            known = current_recorder() is not None and not kwargs
+            if known and any(isinstance(a, SymbolicNumber) for a in args):
+                return _emit(value, *args)
+            return value(*args, **kwargs)
+
+        return function
+
+
+MATH_STAND_IN = MathStandIn("math")
 
 BUILTIN_STAND_INS: dict[str, Any] = {
     "int": IntStandIn,

@@ -2,18 +2,119 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex
+from torch_geometric.data.data import BaseData
 
 from gnnquant.errors import InputError, TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class Fields(dict[Any, Any]):
+    """The tensors and numbers of a ``Data``, ``HeteroData`` or ``Batch``, as a dict.
+
+    Keys are names of attributes; for a ``HeteroData``, also node and edge types, each with ``Fields`` of
+    its own. Placeholders hold such a dict where the model takes the object.
+    """
+
+    prototype: BaseData | None = None
+    """The object without its content."""
+    left_out: tuple[str, ...] = ()
+    """Names of attributes that are neither tensors nor numbers."""
+
+    @classmethod
+    def of(cls, data: BaseData) -> Fields:
+        """Take ``data`` apart."""
+        fields = cls()
+        left_out: list[str] = []
+        for store in data.stores:
+            target = fields if store._key is None else fields.setdefault(store._key, cls())
+            for name, value in store.items():
+                if _is_content(value):
+                    target[name] = value
+                else:
+                    left_out.append(str(name))
+        fields.prototype = copy.copy(data)
+        for store in fields.prototype.stores:
+            store._mapping = {}
+            for name in ("_num_graphs", "_slice_dict", "_inc_dict"):  # true of this batch only
+                vars(store).pop(name, None)
+        fields.left_out = tuple(left_out)
+        return fields
+
+    def like(self, content: Mapping[Any, Any]) -> Fields:
+        """The same kind of object with other content."""
+        result = Fields(content)
+        result.prototype, result.left_out = self.prototype, self.left_out
+        return result
+
+    def restored(self) -> BaseData:
+        """An object as the model expects it."""
+        assert self.prototype is not None
+        data = copy.copy(self.prototype)
+        by_key = {store._key: store for store in data.stores}
+        for name, value in self.items():
+            if isinstance(value, Fields):
+                by_key[name]._mapping = dict(value)
+            else:
+                by_key[None]._mapping[name] = value
+        return data
+
+    def only(self, layout: Fields, name: str) -> dict[Any, Any]:
+        """The content that ``layout`` names, as plain dicts; raises ``InputError`` where it is missing."""
+        missing = [key for key in layout if key not in self]
+        if missing:
+            raise InputError(
+                f"argument '{name}' has no {missing[0]!r}, which the model read when it was traced "
+                f"(it has {', '.join(map(repr, self)) or 'nothing'})"
+            )
+        return {
+            key: self[key].only(inner, f"{name}[{key!r}]") if isinstance(inner, Fields) else self[key]
+            for key, inner in layout.items()
+        }
+
+
+pytree.register_pytree_node(
+    Fields,
+    lambda fields: (list(fields.values()), (list(fields), fields)),
+    lambda values, context: context[1].like(zip(context[0], values, strict=True)),
+)
+
+
+def _is_content(value: Any) -> bool:
+    leaves = pytree.tree_leaves(value)
+    return all(
+        isinstance(leaf, (Tensor, int, float)) and not isinstance(leaf, bool) for leaf in leaves
+    ) and bool(leaves)
+
+
+def taken_apart(value: Any) -> Any:
+    """``value`` with ``Fields`` in place of every graph object."""
+    return pytree.tree_map(lambda leaf: Fields.of(leaf) if isinstance(leaf, BaseData) else leaf, value)
+
+
+def attributes_left_out(value: Any) -> tuple[str, ...]:
+    """Names of attributes of graph objects in ``value`` that a traced graph takes no notice of."""
+    leaves = pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Fields))
+    return tuple(name for leaf in leaves if isinstance(leaf, Fields) for name in leaf.left_out)
+
+
+def put_together(value: Any) -> Any:
+    """``value`` with graph objects in place of all ``Fields``."""
+    return pytree.tree_map(
+        lambda leaf: leaf.restored() if isinstance(leaf, Fields) else leaf,
+        value,
+        is_leaf=lambda leaf: isinstance(leaf, Fields),
+    )
 
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
@@ -28,7 +129,9 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
 
 def call(module: nn.Module, signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
     """Call ``module`` with ``arguments`` by parameter name (``*args`` and ``**kwargs`` under theirs)."""
-    bound = inspect.BoundArguments(signature, dict(arguments))
+    bound = inspect.BoundArguments(
+        signature, {name: put_together(value) for name, value in arguments.items()}
+    )
     return module(*bound.args, **bound.kwargs)
 
 
@@ -44,10 +147,36 @@ def layout_of(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return "a number"
     if isinstance(value, dict):
-        return {key: layout_of(item) for key, item in value.items()}
+        items = {key: layout_of(item) for key, item in value.items()}
+        return Fields(items) if isinstance(value, Fields) else items
     if isinstance(value, (tuple, list)):
         return [layout_of(item) for item in value]
     return value
+
+
+def _content(value: Any, layout: Any, name: str) -> Any:
+    """``value`` with plain dicts, as far as ``layout`` reads them, in place of all ``Fields``."""
+    if isinstance(value, Fields) and isinstance(layout, Fields):
+        return value.only(layout, name)
+    if isinstance(value, dict) and isinstance(layout, dict) and value.keys() == layout.keys():
+        return {key: _content(item, layout[key], f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and isinstance(layout, list) and len(value) == len(layout):
+        items = [_content(v, layout[i], f"{name}[{i}]") for i, v in enumerate(value)]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
+    return value
+
+
+def spec_of(value: Any) -> Any:
+    """``value`` with ``{"shape", "dtype", "sparse"}`` in place of every tensor."""
+
+    def describe(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return {"shape": tuple(leaf.shape), "dtype": leaf.dtype, "sparse": leaf.layout != torch.strided}
+
+    return pytree.tree_map(describe, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +184,8 @@ class CallSignature:
     """The calling convention of a ``TracedModule``.
 
     ``parameters``: the model's own signature. ``inputs``: parameters that became placeholders, with the
-    layout seen while tracing. ``baked``: all other parameters, with the value the graph is true for.
+    layout seen while tracing (of graph objects: ``Fields``, with what the graph reads). ``baked``: all
+    other parameters, with the value the graph is true for.
     """
 
     parameters: inspect.Signature
@@ -77,7 +207,7 @@ class CallSignature:
             if name not in self.inputs:
                 self._check_baked(name, value)
                 continue
-            value = plain_edge_index(value)
+            value = _content(plain_edge_index(taken_apart(value)), self.inputs[name], name)
             if layout_of(value) != self.inputs[name]:
                 raise InputError(
                     f"argument '{name}' was {self.inputs[name]} when the model was traced and is now "

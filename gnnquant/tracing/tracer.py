@@ -12,6 +12,7 @@ layouts and data-dependent shapes simply work. Four rules make the record exact:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from gnnquant.errors import TraceError
 from gnnquant.ir import ROLE_MARKERS
@@ -33,15 +35,17 @@ from gnnquant.tracing.graph_ops import AutogradCall, TrainingSwitch, device_of, 
 from gnnquant.tracing.numbers import (
     FloatStandIn,
     IntStandIn,
+    ModelFloat,
     SymbolicFloat,
     SymbolicInt,
     SymbolicNumber,
     TrainingFlag,
     plain_number,
 )
+from gnnquant.tracing.signature import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import FrameType
 
     from torch_geometric.nn import MessagePassing
@@ -118,6 +122,8 @@ class Note:
     kind: str
     text: str
     source: str
+    module: str
+    """Qualified name of the module that was running."""
 
     def __str__(self) -> str:
         return f"{self.text} at {self.source}"
@@ -197,8 +203,12 @@ class _RecordMode(TorchFunctionMode):
 class Recorder:
     """Writes one run of ``model`` into ``graph``; ``interception`` feeds it the calls."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, whole: Collection[str] = ()) -> None:
+        """Record ``model``; the modules called ``whole`` stay one node each."""
         self.model = model
+        self.whole = frozenset(whole)
+        self.failed_in = ""
+        """Qualified name of the innermost module that was running when an exception came up."""
         self.graph = fx.Graph()
         self.paused = 0
         self.notes: dict[Note, None] = {}
@@ -240,7 +250,7 @@ class Recorder:
 
     def note(self, kind: str, text: str) -> None:
         """Remember a possible cause of a wrong trace, with the line of the model's code."""
-        self.notes[Note(kind, text, model_source())] = None
+        self.notes[Note(kind, text, model_source(), self._module_stack[-1])] = None
 
     def placeholder(self, name: str, value: Any) -> Any:
         """Add an input ``name``; returns the value to hand to the model in its place."""
@@ -264,13 +274,17 @@ class Recorder:
         """Qualified name of ``module``, or None when it is not part of the model."""
         return self.paths.get(module)
 
-    def enter_module(self, path: str) -> None:
-        """Calls from now on belong to the module ``path``."""
+    @contextlib.contextmanager
+    def inside(self, path: str) -> Iterator[None]:
+        """Calls inside of the block belong to the module ``path``."""
         self._module_stack.append(path)
-
-    def leave_module(self) -> None:
-        """Undo the latest ``enter_module``."""
-        self._module_stack.pop()
+        try:
+            yield
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
+        finally:
+            self._module_stack.pop()
 
     def leaf_module(
         self, path: str, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any
@@ -288,6 +302,10 @@ class Recorder:
         """Record ``cls.apply(...)`` as one node, with its own backward."""
         if not any(True for _ in tensors_in((args, kwargs))):
             return run(*args, **kwargs)
+        if cls is CheckpointFunction:  # saves memory in training; what it runs is seen through
+            function, _, *operands = args
+            with torch.set_grad_enabled(any(t.requires_grad for t in tensors_in(operands))):
+                return function(*operands)
         name = self.new_submodule(self._module_stack[-1], f"_{cls.__name__}", AutogradCall(cls))
         return self._record("call_module", name, run, args, kwargs)
 
@@ -320,7 +338,7 @@ class Recorder:
                 continue
             if _draws_random_numbers(node):
                 text = f"'{node.name}' draws random numbers but does not reach the output"
-                self.notes[Note("dead-random", text, node.meta["source"])] = None
+                self.notes[Note("dead-random", text, node.meta["source"], node.meta["module_path"])] = None
             self.graph.erase_node(node)
 
     # --- torch calls ---------------------------------------------------------------------------------
@@ -500,6 +518,8 @@ class Recorder:
             with torch._C.DisableTorchFunction():
                 node.meta["shape"] = tuple(value.shape)
                 node.meta["dtype"] = value.dtype
+                if value.layout != torch.strided:
+                    node.meta["layout"] = value.layout
             if node in self._input_nodes:
                 self._placeholders.append((value, node))
             return value
@@ -511,7 +531,8 @@ class Recorder:
 
     def _register_parts(self, value: Any, node: fx.Node) -> Any:
         if isinstance(value, dict):
-            return {k: self._element(v, node, k) for k, v in value.items()}
+            content = {k: self._element(v, node, k) for k, v in value.items()}
+            return value.like(content) if isinstance(value, Fields) else content
         if isinstance(value, (tuple, list)):
             items = [self._element(v, node, i) for i, v in enumerate(value)]
             if hasattr(value, "_fields"):
@@ -580,8 +601,7 @@ class Recorder:
                 if kind == "attribute":
                     self.note("attribute", f"the plain tensor attribute '{name}' was used as it is")
             else:
-                name = f"_tensor_constant{len(self.constants)}"
-                self.constants[name] = value.detach()
+                name = self.new_constant(value.detach())
                 self.note(
                     "constant",
                     f"a tensor of shape {tuple(value.shape)} that no traced call produced was used",
@@ -593,6 +613,16 @@ class Recorder:
             detached.meta.update({k: node.meta[k] for k in ("shape", "dtype") if k in node.meta})
             return detached
         return node
+
+    def new_constant(self, value: Tensor) -> str:
+        """Keep ``value`` on the root; returns its name."""
+        name = f"_tensor_constant{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def checked(self, value: Tensor, check: Callable[[Tensor], Tensor]) -> None:
+        """From now on ``value`` is what ``check``, which returns its argument, hands on."""
+        self._register(value, self._emit("call_function", check, (self.encode(value),)))
 
     def new_submodule(self, path: str, stem: str, module: nn.Module) -> str:
         """Add ``module`` below the module ``path``, as ``convs.0._dropout0``; returns its name."""
@@ -636,8 +666,8 @@ def _encode_constant(value: Any) -> Any:
     """A value without tensors as a graph can hold it."""
     if value is None or value is ... or type(value) in (bool, int, float, complex, str):
         return value
-    if isinstance(value, (TrainingFlag, np.generic)):
-        return plain_number(value) if isinstance(value, TrainingFlag) else value.item()
+    if isinstance(value, (TrainingFlag, ModelFloat, np.generic)):
+        return value.item() if isinstance(value, np.generic) else plain_number(value)
     if isinstance(value, (torch.layout, torch.memory_format)):
         return value
     if isinstance(value, type) and value in _PYTHON_DTYPES:

@@ -178,7 +178,8 @@ def test_bad_input_is_refused(gcn: gnnquant.CompiledModel) -> None:
         ((infinite, edge_index), "inf|finite"),
         ((x.to("meta"), edge_index), "device|meta"),
         ((x,), "edge_index"),
-        ((x, edge_index, x), "3 were given"),
+        ((x, edge_index, x), "'edge_weight' was None when the model was compiled"),
+        ((x, edge_index, None, x), "4 were given"),
     ]:
         with pytest.raises(InputError, match=message):
             gcn(*arguments)

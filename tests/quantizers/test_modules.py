@@ -11,7 +11,7 @@ from torch import nn
 
 from gnnquant.config import QuantSpec
 from gnnquant.errors import FineTuneError
-from gnnquant.quantizers import Quantizer
+from gnnquant.quantizers import Quantizer, ops
 from gnnquant.quantizers.calibration import calibrate, is_calibrated
 
 ROW, TENSOR = QuantSpec(4, "row"), QuantSpec(4, "tensor")
@@ -101,3 +101,32 @@ def test_ranges_are_parameters_from_the_start() -> None:
     before = model.quantizer.log_scale.detach().clone()
     optimizer.step()
     assert not torch.equal(before, model.quantizer.log_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_floating_point_type(dtype: torch.dtype) -> None:
+    """Codes have the values' dtype and are whole; half precision is quantized in float32."""
+    value = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    for granularity in ("row", "tensor"):
+        quantizer = Quantizer(QuantSpec(8, granularity, True)).to(dtype)
+        quantizer.start_observing()
+        quantizer(value.detach())
+        assert quantizer.stop_observing()
+        codes, scale = quantizer(value)
+        assert codes.dtype == dtype
+        assert scale.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert torch.equal(codes, codes.round())
+        ops.dequantize(codes, scale).sum().backward()
+        assert quantizer.log_scale.grad is not None
+        error = (ops.dequantize(codes, scale) - value).detach().abs().max()
+        assert float(error) < 0.05
+
+
+def test_a_range_without_data() -> None:
+    """Row scales can cover whatever comes; one scale for a tensor cannot be known."""
+    value = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    quantizer = Quantizer(QuantSpec(8, "row", True))
+    assert quantizer.cover_all()
+    codes, scale = quantizer(value)
+    assert float((codes * scale - value).detach().abs().max()) < 0.02
+    assert not Quantizer(QuantSpec(8, "tensor", True)).cover_all()

@@ -101,3 +101,49 @@ def test_linear_scales_after_the_sum() -> None:
     torch.testing.assert_close(
         ops.linear(x, None, w, torch.tensor([[2.0], [4.0]]), None), torch.tensor([[2.0, 6.0]])
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_codes_exactly(dtype: torch.dtype) -> None:
+    """Sums beyond what the dtype can count are made in float32; results have the dtype of the values."""
+    codes = torch.full((2, 300), 127.0, dtype=dtype)
+    weight = torch.ones(1, 300, dtype=dtype)
+    one = torch.tensor(1.0)
+    out = ops.linear(codes, one / 300, weight, one, None)
+    assert out.dtype == dtype
+    assert out.tolist() == [[127.0], [127.0]]
+    edge_index = torch.stack([torch.zeros(300, dtype=torch.int64), torch.zeros(300, dtype=torch.int64)])
+    out = ops.propagate(codes, one / 300, edge_index, None, 1, "sum")
+    assert out.dtype == dtype
+    assert (out == 127).all()
+    assert ops.dequantize(codes, one / 2).dtype == dtype
+
+
+def test_rows_up_to_the_largest_destination() -> None:
+    """Without a number of rows there are as many as the largest destination needs."""
+    x = torch.arange(6.0).view(3, 2)
+    edge_index = torch.tensor([[0, 2], [4, 1]])
+    out = ops.propagate(x, None, edge_index, None, None, "sum")
+    assert out.tolist() == [[0, 0], [4, 5], [0, 0], [0, 0], [0, 1]]
+    assert ops.propagate(x, None, edge_index[:, :0], None, None, "sum").shape == (0, 2)
+
+
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_extrema_of_codes_are_extrema_of_values(reduce: str) -> None:
+    """One scale for the tensor: the order of codes is that of values; rows without edges are 0."""
+    codes = torch.tensor([[3.0, -2.0], [-5.0, 4.0], [1.0, 1.0]])
+    edge_index = torch.tensor([[0, 1, 2], [0, 0, 1]])
+    out = ops.propagate(codes, torch.tensor(0.5), edge_index, None, 3, reduce)
+    best = [[1.5, 2.0], [0.5, 0.5], [0.0, 0.0]] if reduce == "max" else [[-2.5, -1.0], [0.5, 0.5], [0.0, 0.0]]
+    assert out.tolist() == best
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_entries_of_a_sparse_matrix() -> None:
+    """All layouts give the same list: by row, then column, sources first."""
+    dense = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
+    for matrix in (dense.to_sparse(), dense.to_sparse_csr(), dense.to_sparse_csc()):
+        edge_index, values = ops.adjacency(matrix)
+        assert edge_index.tolist() == [[1, 0, 2], [0, 1, 1]]
+        assert edge_index.dtype == torch.int64
+        assert values.tolist() == [2, 3, 4]

@@ -39,7 +39,7 @@ def reseal(data: bytes, change: Any) -> bytes:
                 section["offset"] = offset
             offset += len(content)
         raw = json.dumps(header).encode()
-    prefix = struct.pack("<4sIQI4x", b"GNNQ", 1, offset, len(raw))
+    prefix = struct.pack("<4sIQI4x", b"GNNQ", artifact.FORMAT_VERSION, offset, len(raw))
     return prefix + hashlib.sha256(prefix + raw).digest() + raw + b"".join(stored)
 
 
@@ -157,9 +157,14 @@ class TestDamage:
             artifact.load_bytes(data + b"x")
 
     def test_newer_format(self, data: bytes) -> None:
-        newer = data[:4] + struct.pack("<I", 2) + data[8:]
+        newer = data[:4] + struct.pack("<I", artifact.FORMAT_VERSION + 1) + data[8:]
         with pytest.raises(ArtifactError, match=r"made by a newer gnnquant.*upgrade"):
             artifact.load_bytes(newer)
+
+    def test_older_format(self, data: bytes) -> None:
+        older = data[:4] + struct.pack("<I", 1) + data[8:]
+        with pytest.raises(ArtifactError, match=r"made by an older gnnquant.*compile the model again"):
+            artifact.load_bytes(older)
 
     @pytest.mark.parametrize(
         ("key", "value", "message"),
@@ -221,13 +226,37 @@ class TestDamage:
             lambda plan: plan["buffers"][0].update(dtype="complex64"),
             lambda plan: plan["buffers"][0].update(shape=[-1]),
             lambda plan: plan["buffers"][0].update(shape=[{}]),
-            lambda plan: plan["buffers"][0].update(shape=["E:h"]),
+            lambda plan: plan["buffers"][0].update(shape=["h", 4]),
+            lambda plan: plan["buffers"][0].update(shape=["source", 4]),
             lambda plan: plan["buffers"][2].update(shape=[5]),
-            lambda plan: plan["inputs"][0].update(colour="red"),
+            lambda plan: plan["inputs"][0].pop("kind"),
             lambda plan: plan["inputs"][0].update(name=[]),
-            lambda plan: plan["graphs"][0].update(loops="many"),
+            lambda plan: plan["inputs"][0].update(kind="novel"),
+            lambda plan: plan["inputs"][0].update(shape=[5]),
+            lambda plan: plan["inputs"].pop(),
+            lambda plan: plan["index"][-1]["attrs"].update(loops="many"),
+            lambda plan: plan["index"][-1].update(inputs=["source", "target", "nodes"]),
+            lambda plan: plan["index"][-1].update(inputs=["nodes", "target", "nodes", "nodes"]),
+            lambda plan: plan["index"][-1].update(name="source"),
+            lambda plan: plan["index"][0].update(op="novel"),
+            lambda plan: plan["index"][0].update(attrs={}),
+            lambda plan: plan["index"][4]["attrs"].update(part=2),
+            lambda plan: plan["index"][4]["attrs"].update(input="x"),
+            lambda plan: plan["index"].reverse(),
+            lambda plan: plan["parameters"].pop(0),
+            lambda plan: plan["parameters"][0].update(kind="novel"),
+            lambda plan: plan["parameters"][0].update(tree={"input": "y"}),
+            lambda plan: plan["parameters"][0].update(tree={}),
+            lambda plan: plan["parameters"][0].update(tree=[1]),
+            lambda plan: plan.update(result={"output": 2}),
+            lambda plan: plan.update(result={"tuple": 5}),
+            lambda plan: plan.update(output_shapes=[[3], [1]]),
+            lambda plan: plan["buffers"][1].update(kind="index"),
+            lambda plan: plan["buffers"][3].update(kind="input"),
             lambda plan: plan.update(notes=[]),
             lambda plan: plan.update(notes={"finite": {"x": "absent"}}),
+            lambda plan: plan.update(notes={"max_rows": {"absent": 5}}),
+            lambda plan: plan.update(notes={"max_rows": {"nodes": "5"}}),
         ],
     )
     def test_malformed_plan_with_right_checksums(self, data: bytes, change: Any) -> None:
@@ -272,7 +301,7 @@ def test_library_without_the_functions(payload: ArtifactPayload) -> None:
     ("field", "value", "message"),
     [
         ("threads", 0, "no thread"),
-        ("graphs", (), "'edge_weight' has the dimension 'E:g'"),
+        ("index", (), "'x' has the dimension 'nodes'"),
         ("buffers", (), "unknown buffer 'x'"),
         ("outputs", ("y",), "not its output buffers"),
         ("output_shapes", (), "differ in number"),

@@ -6,18 +6,20 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
 from gnnquant.errors import BackendError, InputError
-from gnnquant.runtime import CompiledModel
 from gnnquant.runtime.artifact import model_from_payload
 from gnnquant.runtime.graph import partition_rows
-from gnnquant.runtime.plan import PlanInput
 from tests.runtime.conftest import make_payload, random_graph
 from tests.runtime.tiny_library import expected
+
+if TYPE_CHECKING:
+    from gnnquant.runtime import CompiledModel
 
 LOOPS = ["keep", "remove", "add", "replace", "remaining"]
 
@@ -195,10 +197,10 @@ def edited(array: np.ndarray, where: tuple[int, ...], value: float) -> np.ndarra
 
 X, EDGES, WEIGHT = random_graph(10, 20)
 BAD_INPUTS = {
-    "too many": ((X, EDGES, WEIGHT, None, None), {}, "takes 4 inputs .*but 5 were given"),
+    "too many": ((X, EDGES, WEIGHT, None, None), {}, "takes 4 inputs by position .*but 5 were given"),
     "unknown": ((X, EDGES), {"edge_attr": WEIGHT}, "no input 'edge_attr': its inputs are x"),
     "twice": ((X, EDGES, WEIGHT), {"x": X}, "'x' was given twice"),
-    "missing": ((X, EDGES), {}, "'edge_weight' is missing"),
+    "missing": ((X, EDGES), {}, "'edge_weight' is missing: the model takes x, .*, batch=None"),
     "none": ((X, None, WEIGHT), {}, "'edge_index' is None"),
     "was none": ((X, EDGES, WEIGHT, X), {}, "'batch' was None when the model was compiled"),
     "list": ((X.tolist(), EDGES, WEIGHT), {}, r"x is a builtins.list: pass a torch tensor"),
@@ -211,17 +213,21 @@ BAD_INPUTS = {
     "edges shape": ((X, EDGES[0], WEIGHT), {}, r"shape \[20\], but \[2, E\] is needed"),
     "transposed": ((X, EDGES.T, WEIGHT), {}, r"looks transposed: pass edge_index\.T"),
     "negative": ((X, edited(EDGES, (1, 3), -1), WEIGHT), {}, r"\[1, 3\] = -1 is negative"),
-    "too large": ((X, edited(EDGES, (0, 9), 10), WEIGHT), {}, r"\[0, 9\] = 10 is not below"),
+    "too large": (
+        (X, edited(EDGES, (0, 9), 10), WEIGHT),
+        {},
+        r"\[0, 9\] = 10 is not below 10, the number of rows of x: .* 0 \.\. 9",
+    ),
     "huge": ((X, edited(EDGES, (0, 9), 2**40), WEIGHT), {}, r"\[0, 9\] = 1099511627776"),
     "x 1-D": ((X[:, 0], EDGES, WEIGHT), {}, r"x has shape \[10\], but \[N, 4\]"),
     "x 3-D": ((X[None], EDGES, WEIGHT), {}, r"x has shape \[1, 10, 4\]"),
     "width": ((X[:, :3], EDGES, WEIGHT), {}, "compiled for 4 columns, not 3"),
     "weight 2-D": ((X, EDGES, WEIGHT[:, None]), {}, r"edge_weight\.reshape\(-1\)"),
-    "weight rows": ((X, EDGES, WEIGHT[:5]), {}, "5 rows, but edge_index has 20 edges"),
+    "weight rows": ((X, EDGES, WEIGHT[:5]), {}, "5 rows, but edge_index has 20 edges: one row per edge"),
     "nan": ((edited(X, (2, 1), np.nan), EDGES, WEIGHT), {}, r"x\[2, 1\] is nan"),
     "inf": ((edited(X, (9, 3), np.inf), EDGES, WEIGHT), {}, r"x\[9, 3\] is inf"),
     "-inf": ((X, EDGES, edited(WEIGHT, (7,), -np.inf)), {}, r"edge_weight\[7\] is -inf"),
-    "edges of no node": ((X[:0], EDGES, WEIGHT), {}, "has 20 edges, but x has no rows"),
+    "edges of no node": ((X[:0], EDGES, WEIGHT), {}, "is not below 0, the number of rows of x: there is"),
 }
 
 
@@ -260,54 +266,6 @@ def test_finite_values_whose_sum_overflows(model: CompiledModel) -> None:
     assert np.isfinite(model(x, edge_index, weight)[1]).all()
 
 
-class Recorder:
-    """An executor for which edges and nodes are only numbers."""
-
-    def prepare(self, edge_indices: dict, num_nodes: int) -> tuple:
-        return edge_indices, num_nodes
-
-    def run(self, prepared: tuple, inputs: dict, num_nodes: int) -> list:
-        edge_indices, nodes = prepared
-        assert nodes == num_nodes
-        total = sum(int(edges.sum()) for edges in edge_indices.values())
-        return [np.full((num_nodes, 1), total, np.float32)]
-
-
-def test_several_graphs_and_node_inputs() -> None:
-    inputs = [
-        PlanInput("x", "node", 4),
-        PlanInput("first", "edge_index"),
-        PlanInput("second", "edge_index"),
-        PlanInput("mask", "node"),
-    ]
-    model = CompiledModel(Recorder(), inputs, [(1,)], {"target": "recorder"})
-    mask = np.ones(10, np.float32)
-    handle = model.prepare(EDGES, 10)
-    other = np.zeros((2, 3), np.int64)
-    total = EDGES.sum()
-    assert model(X, EDGES, other, mask)[0, 0] == total
-    assert model(X, handle, other, mask)[0, 0] == total
-    other[0, 0] = 5
-    assert model(X, handle, other, mask)[0, 0] == total + 5
-    assert model(X, other, handle, mask)[0, 0] == total + 5
-    with pytest.raises(InputError, match="mask has 9 rows, but x has 10"):
-        model(X, handle, other, mask[:9])
-    with pytest.raises(BackendError, match="recorder cannot be saved"):
-        model.save("anywhere.gnnq")
-    with pytest.raises(BackendError, match="cannot be pickled"):
-        pickle.dumps(model)
-
-
-def test_sizes_beyond_int32_are_refused() -> None:
-    model = CompiledModel(Recorder(), [PlanInput("x", "node", 1), PlanInput("e", "edge_index")], [(1,)], {})
-    rows = np.broadcast_to(np.float32(0), (2**31, 1))
-    edges = np.broadcast_to(np.int64(0), (2, 2**31))
-    with pytest.raises(InputError, match="x has 2147483648 rows"):
-        model(rows, np.zeros((2, 0), np.int64))
-    with pytest.raises(InputError, match="e has 2147483648 edges"):
-        model(np.zeros((1, 1), np.float32), edges)
-
-
 def test_threads_may_call_one_model(library: bytes) -> None:
     model = model_from_payload(make_payload(library, threads=2))
     graphs = [random_graph(200 + 10 * seed, 900, seed) for seed in range(6)]
@@ -339,7 +297,7 @@ def test_pickles_as_its_artifact(model: CompiledModel) -> None:
 
 def test_info_and_repr(model: CompiledModel) -> None:
     assert model.info["sites"] == {"conv.message": 8}
-    assert model.info["outputs"][0] == {"name": "y", "dtype": "float32", "shape": ["N", 2, 2]}
+    assert model.info["outputs"][0] == {"name": "y", "dtype": "float32", "shape": ["nodes", 2, 2]}
     assert [item["name"] for item in model.info["inputs"]][:2] == ["x", "edge_index"]
     assert model.info["size_bytes"] > 0
     text = "CompiledModel(x, edge_index, edge_weight, batch=None; target=generic)"
@@ -355,6 +313,35 @@ def test_executor_may_look_for_nan_after_the_run(library: bytes) -> None:
     with pytest.raises(InputError, match=r"edge_weight\[3\] is inf"):
         model(graph[0], graph[1], edited(graph[2], (3,), np.inf))
     assert_right(model(*graph), graph)
+
+
+def test_sizes_beyond_those_of_the_kernels_are_refused(library: bytes) -> None:
+    """Spaces are limited one by one; a graph counts the self-loops that it adds."""
+    model = model_from_payload(make_payload(library, max_rows={"nodes": 10, "edges": 2}))
+    assert_right(model(*random_graph(10, 20)), random_graph(10, 20))
+    with pytest.raises(InputError, match=r"x has 11 rows or edges, .*this model takes at most 10"):
+        model(*random_graph(11, 20))
+
+
+def test_reads_are_made_sure_of(library: bytes) -> None:
+    """``edge_id`` may be -1 where loops are added, and is below the number of given edges."""
+    graph = random_graph(10, 20)
+    for loops, reads, bad in [
+        ("keep", ("g.src", "nodes", 0), False),
+        ("keep", ("g.edge_id", "weights", 0), False),
+        ("add", ("g.edge_id", "weights", -1), False),
+        ("add", ("g.edge_id", "weights", 0), True),
+        ("keep", ("g.edge_id", "nodes", 0), True),
+        ("keep", ("source", "nodes", 0), False),
+        ("keep", ("g.dst", 9, 0), True),
+        ("keep", ("source", 3, 0), True),
+    ]:
+        model = model_from_payload(make_payload(library, loops=loops, reads=[reads]))
+        if bad:
+            with pytest.raises(BackendError, match=f"would read the rows .* by '{reads[0]}'"):
+                model(*graph)
+        else:
+            assert_right(model(*graph), graph, loops)
 
 
 def test_output_memory_is_reused_once_it_is_free(model: CompiledModel) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from tvm.script import ir as I
 from tvm.script import tirx as T
 
-from gnnquant.runtime.plan import Buffer, Call, Plan, PlanGraph, PlanInput
+from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
+from gnnquant.runtime.plan import Buffer, Call, Plan
 
 COLUMNS = 4
 BIAS = np.arange(COLUMNS, dtype=np.float32) / 4
@@ -126,22 +127,33 @@ def compile_library(path: str) -> None:
 
 def make_plan(loops: str = "keep", threads: int = 1, **notes: Any) -> Plan:
     """The model above."""
-    graph = ("g.indptr", "g.indices", "g.edge_id", "g.partition")
+    graph = ("g.indptr", "g.src", "g.edge_id", "g.partition")
     return Plan(
         inputs=(
-            PlanInput("x", "node", COLUMNS),
-            PlanInput("edge_index", "edge_index"),
-            PlanInput("edge_weight", "edge", edge_index="edge_index"),
-            PlanInput("batch", "node", 0, optional=True),
+            GraphInput("x", "rows", (COLUMNS,)),
+            GraphInput("edge_index", "edges"),
+            GraphInput("edge_weight", "rows"),
         ),
-        graphs=(PlanGraph("g", "edge_index", loops),),
+        parameters=(
+            *(Parameter(name, "positional", {"input": name}) for name in ("x", "edge_index", "edge_weight")),
+            Parameter("batch", "positional", {"constant": None}, optional=True),
+        ),
+        index=(
+            IndexNode("nodes", "rows", (), {"input": "x"}),
+            IndexNode("edges", "rows", (), {"input": "edge_index"}),
+            IndexNode("weights", "rows", (), {"input": "edge_weight"}),
+            IndexNode("fit", "same_size", ("weights", "edges"), {"message": "one row per edge is needed"}),
+            IndexNode("source", "index_input", (), {"input": "edge_index", "part": 0}),
+            IndexNode("target", "index_input", (), {"input": "edge_index", "part": 1}),
+            IndexNode("g", "graph", ("source", "target", "nodes", "nodes"), {"loops": loops}),
+        ),
         buffers=(
-            Buffer("x", "float32", ("N", COLUMNS), "input"),
-            Buffer("edge_weight", "float32", ("E:g",), "input"),
+            Buffer("x", "float32", ("nodes", COLUMNS), "input"),
+            Buffer("edge_weight", "float32", ("weights",), "input"),
             Buffer("bias", "float32", (COLUMNS,), "constant"),
-            Buffer("shifted", "float32", ("N", COLUMNS), "workspace"),
-            Buffer("y", "float32", ("N", COLUMNS), "output"),
-            Buffer("degree", "float32", ("N", 1), "output"),
+            Buffer("shifted", "float32", ("nodes", COLUMNS), "workspace"),
+            Buffer("y", "float32", ("nodes", COLUMNS), "output"),
+            Buffer("degree", "float32", ("nodes", 1), "output"),
         ),
         calls=(
             Call("add_one", ("x", "shifted")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def refuse(rest, match):
 
 
 def test_size_through_c_code():
-    refuse(lambda self, x, e: x / math.sqrt(x.size(0)), rf"(?s)second graph.*Python float at .*{HERE}")
+    refuse(lambda self, x, e: x / cmath.sqrt(x.size(0)).real, rf"(?s)second graph.*Python float at .*{HERE}")
 
 
 def test_float_times_a_size():
@@ -91,20 +91,6 @@ def test_a_result_kept_by_hand():
         trace(model, (graph.x, graph.edge_index))
 
 
-def test_different_paths_in_train_and_eval_mode():
-    def paths(self, x, e):
-        return x.relu() if self.training else x.sigmoid()
-
-    refuse(paths, rf"different paths in train and eval mode.*'relu'.*{HERE}.*'sigmoid'.*{HERE}.*training at")
-
-
-def test_longer_path_in_eval_mode():
-    def paths(self, x, e):
-        return x if self.training else x.sigmoid()
-
-    refuse(paths, "different paths in train and eval mode")
-
-
 def test_gradient_lost_in_the_trace():
     class Halved(nn.Module):
         def __init__(self):
@@ -124,23 +110,22 @@ def test_gradient_lost_in_the_trace():
 
 def test_arguments_that_no_graph_can_hold():
     def generator(self, x, e):
-        return torch.rand_like(x, generator=torch.Generator().manual_seed(0)) + x
+        return torch.bernoulli(x.sigmoid(), generator=torch.Generator().manual_seed(0)) + x
 
-    refuse(generator, rf"'rand_like' at .*{HERE} got an argument of type 'Generator'")
+    refuse(generator, rf"'bernoulli' at .*{HERE} got an argument of type 'Generator'")
 
 
 def test_outputs_that_no_graph_can_hold():
     refuse(lambda self, x, e: Data(x=x), "returns a 'Data'.*return tensors")
 
 
-def test_data_objects_as_inputs():
+def test_objects_as_inputs():
     class Net(nn.Module):
-        def forward(self, data):
-            return data.x
+        def forward(self, graph):
+            return graph.x
 
-    graph = zoo.random_graph()
-    with pytest.raises(TraceError, match=r"'data' holds a Data.*small module"):
-        trace(Net(), (Data(x=graph.x, edge_index=graph.edge_index),))
+    with pytest.raises(TraceError, match=r"'graph' holds a Net.*small module"):
+        trace(Net(), (Net(),))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +165,6 @@ def test_things_that_are_no_model():
         trace(test_tolist)
     with pytest.raises(TraceError, match=r"no forward"):
         trace(nn.ModuleList([nn.Linear(2, 2)]), ())
-    with pytest.raises(TraceError, match=r"run the model once"):
-        trace(gnn.GCN(-1, 8, 2, 3), tuple(zoo.random_graph()[:2]))
     with pytest.raises(TraceError, match=r"trace model.module instead"):
         trace(nn.DataParallel(zoo.build("gcn")), tuple(zoo.random_graph()[:2]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,11 +10,22 @@ import torch
 
 from gnnquant.backends.reference.csr import Csr, build_csr
 from gnnquant.backends.reference.kernels import KERNELS, QuantizedRows, State
+from gnnquant.integer_graph import ONE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gnnquant.integer_graph import IntegerGraph
+    from gnnquant.runtime.indexing import IndexResults
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Graphs, indices and the number of rows of every space."""
+
+    index: IndexResults
+    csr: dict[str, Csr]
+    rows: dict[str, int]
 
 
 class ReferenceExecutor:
@@ -33,59 +45,49 @@ class ReferenceExecutor:
         }
         self._constants = {name: torch.from_numpy(a) for name, a in graph.constants.items()}
 
-    def prepare(self, edge_indices: dict[str, NDArray[np.int64]], num_nodes: int) -> dict[str, Csr]:
-        """CSR form of every graph node.
+    def prepare(self, index: IndexResults) -> Prepared:
+        """CSR form of every graph, and the rows of every space."""
+        csr = {name: build_csr(graph) for name, graph in index.graphs.items()}
+        rows = {ONE: 1, **index.sizes, **{name: graph.source.numel() for name, graph in csr.items()}}
+        return Prepared(index, csr, rows)
 
-        Args:
-            edge_indices: int64 [2, E] by input name.
-            num_nodes: Number of nodes.
-
-        Raises:
-            InputError: If an index is out of range.
-        """
-        return {
-            node.name: build_csr(edge_indices[node.attrs["input"]], num_nodes, node.attrs["loops"])
-            for node in self.graph.nodes
-            if node.op == "graph"
-        }
-
-    def run(
-        self, prepared: dict[str, Csr], inputs: dict[str, NDArray[np.float32]], num_nodes: int
-    ) -> list[NDArray[np.float32]]:
+    def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Compute the outputs.
 
         Args:
             prepared: What :meth:`prepare` returned.
             inputs: float32 arrays by input name.
-            num_nodes: Number of nodes.
 
         Returns:
-            float32 arrays [N, ...].
+            float32 arrays [rows, ...].
         """
-        values = self.evaluate(prepared, inputs, num_nodes)
+        values = self.evaluate(prepared, inputs)
         results = []
         for name in self.graph.outputs:
             value = values[name]
             assert isinstance(value, torch.Tensor)
-            results.append(value.reshape(num_nodes, *self.graph[name].shape).numpy().copy())
+            results.append(value.numpy().copy())
         return results
 
     @torch.no_grad()
     def evaluate(
-        self, prepared: dict[str, Csr], inputs: dict[str, NDArray[np.float32]], num_nodes: int
+        self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]
     ) -> dict[str, torch.Tensor | QuantizedRows]:
-        """The value of every node but graphs, by name: what was computed on the way."""
+        """The value of every node, by name: what was computed on the way."""
         state = State(
-            graph=self.graph,
             weights=self._weights,
             constants=self._constants,
-            csr=prepared,
+            csr=prepared.csr,
+            index=prepared.index,
+            rows=prepared.rows,
             inputs={name: torch.from_numpy(np.array(a)) for name, a in inputs.items()},
-            num_nodes=num_nodes,
         )
         values: dict[str, Any] = {}
         for node in self.graph.nodes:
-            if node.op != "graph":
-                operands = [values.get(name) for name in node.inputs]
-                values[node.name] = KERNELS[node.op](state, node, *operands)
+            with np.errstate(all="ignore"):
+                value = KERNELS[node.op](state, node, *[values[name] for name in node.inputs])
+            if isinstance(value, torch.Tensor):
+                # Rows of ``ONE`` repeat; what a kernel returns flat gets its row shape.
+                value = value.reshape(value.size(0), *node.shape).expand(state.rows[node.rows], *node.shape)
+            values[node.name] = value
         return values

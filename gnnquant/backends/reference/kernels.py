@@ -1,11 +1,12 @@
 """The meaning of every operation of the integer graph, in torch.
 
-Float values are float32 tensors [rows, *row shape]; every expression below rounds where
-``gnnquant.integer_graph`` says that it rounds, and nowhere else.
+Float values are float32 tensors [rows, *row shape], or [1, *row shape] where rows repeat; every
+expression below rounds where ``gnnquant.integer_graph`` says that it rounds, and nowhere else.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,18 @@ import torch
 from torch import Tensor
 
 from gnnquant import exact_math
+from gnnquant.errors import BackendError
 from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.runtime.indexing import check_int32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from gnnquant.backends.reference.csr import Csr
-    from gnnquant.integer_graph import IntegerGraph, Node
+    from gnnquant.integer_graph import Node
+    from gnnquant.runtime.indexing import IndexResults
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,14 @@ class QuantizedRows:
 
 @dataclass(frozen=True)
 class State:
-    """What kernels read besides their operands."""
+    """What kernels read besides their operands; ``rows`` are those of every space."""
 
-    graph: IntegerGraph
     weights: dict[str, tuple[Tensor, Tensor]]
     constants: dict[str, Tensor]
     csr: dict[str, Csr]
+    index: IndexResults
+    rows: dict[str, int]
     inputs: dict[str, Tensor]
-    num_nodes: int
 
 
 def _scalar(value: float) -> Tensor:
@@ -60,24 +66,63 @@ def _inverse(value: Tensor, numerator: float = 1.0) -> Tensor:
     return torch.where(positive, torch.full_like(safe, numerator) / safe, torch.zeros(()))
 
 
-def _segment_sum(value: Tensor, csr: Csr) -> Tensor:
-    """float32 sum over the edges of every destination, in edge order."""
-    out = np.zeros((csr.num_nodes, *value.shape[1:]), dtype=np.float32)
-    np.add.at(out, csr.target.numpy(), value.numpy())
+def _sqrt(x: Tensor) -> Tensor:
+    """The square root, rounded correctly, as numpy's is; torch's may be MKL's, which is not."""
+    return torch.from_numpy(np.sqrt(x.numpy()))
+
+
+def _fit(value: Tensor, rows: int) -> Tensor:
+    """``value`` with ``rows`` rows: its own, or one that repeats."""
+    return value.expand(rows, *value.shape[1:])
+
+
+# ---------------------------------------------------------------- segments
+
+
+def _accumulate(value: Tensor, csr: Csr, function: np.ufunc, start: float) -> Tensor:
+    """``function`` over the edges of every destination, in edge order from ``start``."""
+    out = np.full((csr.num_rows, *value.shape[1:]), start, dtype=np.float32)
+    function.at(out, csr.target.numpy(), value.numpy())
     return torch.from_numpy(out)
 
 
-def _segment_max(value: Tensor, csr: Csr, start: float) -> Tensor:
-    out = torch.full((csr.num_nodes, value.size(1)), start, dtype=value.dtype)
-    return out.scatter_reduce(0, csr.target.view(-1, 1).expand_as(value), value, "amax")
+def _segment_sum(value: Tensor, csr: Csr) -> Tensor:
+    return _accumulate(value, csr, np.add, 0.0)
 
 
-# ---------------------------------------------------------------- sources and edges
+def _segment_extreme(value: Tensor, csr: Csr, reduce: str, empty: float = 0.0) -> Tensor:
+    """Largest or smallest entry of each column over the edges of every destination."""
+    out = torch.full((csr.num_rows, value.size(1)), empty, dtype=value.dtype)
+    index = csr.target.view(-1, 1).expand_as(value)
+    return out.scatter_reduce(0, index, value, f"a{reduce}", include_self=False)
 
 
-def node_input(state: State, node: Node) -> Tensor:
-    """An input."""
-    return state.inputs[node.attrs["input"]].reshape(-1, *node.shape)
+def _reduce_segments(value: Tensor, csr: Csr, reduce: str) -> Tensor:
+    """Flat edge rows by destination, as ``segment_reduce`` says."""
+    if reduce in ("max", "min"):
+        return _segment_extreme(value, csr, reduce)
+    if reduce == "mul":
+        return _accumulate(value, csr, np.multiply, 1.0)
+    total = _segment_sum(value, csr)
+    return total / _at_least_one(csr.degree).view(-1, 1) if reduce == "mean" else total
+
+
+def _at_least_one(count: Tensor) -> Tensor:
+    return count.clamp(min=1).to(torch.float32)
+
+
+# ---------------------------------------------------------------- sources
+
+
+def read_input(state: State, node: Node) -> Tensor:
+    """Float rows of an input."""
+    value = state.inputs[node.attrs["input"]]
+    if value.size(0) != state.rows[node.rows]:
+        raise BackendError(
+            f"{node.name!r} reads {value.size(0)} rows of {node.attrs['input']!r} as the "
+            f"{state.rows[node.rows]} rows of {node.rows!r}: the index program must check that they are equal"
+        )
+    return value
 
 
 def constant(state: State, node: Node) -> Tensor:
@@ -85,42 +130,130 @@ def constant(state: State, node: Node) -> Tensor:
     return state.constants[node.attrs["array"]].reshape(1, *node.shape)
 
 
-def edge_input(state: State, node: Node, _: Any) -> Tensor:
-    """An edge input in CSR order."""
-    csr = state.csr[node.rows]
-    value = state.inputs[node.attrs["input"]].reshape(-1, *node.shape)
-    filled = torch.cat([value, torch.full_like(value[:1], node.attrs["fill"])])
-    if value.size(0) == 0:
-        filled = torch.full((1, *node.shape), node.attrs["fill"], dtype=torch.float32)
-    return filled[csr.edge_id]
+def lookup(state: State, node: Node) -> Tensor:
+    """Rows of a constant table."""
+    table = state.constants[node.attrs["array"]]
+    return table[_rows_to_read(state, node, table.size(0))]
 
 
-def gcn_norm(state: State, node: Node, _: Any, weight: Tensor | None = None) -> Tensor:
+def from_index(state: State, node: Node) -> Tensor:
+    """An index array as floats."""
+    array = _index(state, node)
+    check_int32(node.attrs["index"], array)
+    return torch.from_numpy(array.astype(np.float32)).reshape(array.size, *node.shape)
+
+
+def _index(state: State, node: Node) -> NDArray[np.int64]:
+    """The index array of ``node``, one entry per row."""
+    array = state.index.array(node.attrs["index"])
+    if array.size != state.rows[node.rows]:
+        raise BackendError(
+            f"{node.name!r} has {array.size} indices for the {state.rows[node.rows]} rows of {node.rows!r}"
+        )
+    return array
+
+
+# ---------------------------------------------------------------- between spaces
+
+
+def gather(state: State, node: Node, x: Tensor | QuantizedRows) -> Tensor | QuantizedRows:
+    """Rows of ``x`` by an index array; -1 stands for a row of ``fill``."""
+    if isinstance(x, QuantizedRows):
+        index = _rows_to_read(state, node, x.codes.size(0))
+        return QuantizedRows(x.codes[index], x.scale[index] if x.scale.dim() else x.scale, x.zero2)
+    fill = node.attrs.get("fill")
+    if fill is not None:
+        x = torch.cat([x, torch.full((1, *x.shape[1:]), fill, dtype=torch.float32)])
+    return x[_rows_to_read(state, node, x.size(0) - (fill is not None), -1 if fill is not None else 0)]
+
+
+def _rows_to_read(state: State, node: Node, rows: int, lowest: int = 0) -> Tensor:
+    """Indices must come checked from the index program: torch would count back from the end."""
+    index = _index(state, node)
+    if index.size and (index.min() < lowest or index.max() >= rows):
+        raise BackendError(
+            f"{node.name!r} reads the rows {int(index.min())} .. {int(index.max())} of {rows}: the index "
+            "program must check them"
+        )
+    return torch.from_numpy(index)
+
+
+def segment_reduce(state: State, node: Node, x: Tensor) -> Tensor:
+    """Edge rows by destination."""
+    csr = state.csr[node.attrs["graph"]]
+    flat = _fit(x, csr.target.numel()).reshape(csr.target.numel(), node.columns)
+    return _reduce_segments(flat, csr, node.attrs["reduce"])
+
+
+def row_reduce(state: State, node: Node, x: Tensor) -> Tensor:
+    """All rows to one."""
+    reduce, rows = node.attrs["reduce"], x.size(0)
+    if reduce in ("max", "min"):
+        if rows == 0:
+            return torch.zeros((1, *x.shape[1:]))
+        return getattr(x, f"a{reduce}")(dim=0, keepdim=True)
+    # Running sums are taken one after the other; numpy's and torch's plain sums are not.
+    start = np.zeros((1, *x.shape[1:]), np.float32)
+    total = torch.from_numpy(np.add.accumulate(np.concatenate([start, x.numpy()]), axis=0)[-1:])
+    return total / _scalar(max(rows, 1)) if reduce == "mean" else total
+
+
+def spmm(state: State, node: Node, q: QuantizedRows, weight: Tensor | None = None) -> Tensor:
+    """Integer sum over edges with 8-bit edge weights; or the largest or smallest code."""
+    csr = state.csr[node.attrs["graph"]]
+    reduce, heads, columns = node.attrs["reduce"], node.attrs["heads"], node.columns
+    sources = state.index.graphs[node.attrs["graph"]].sources
+    message = _fit(q.doubled, sources)[csr.source]
+    if reduce in ("max", "min"):
+        return _segment_extreme(message, csr, reduce).to(torch.float32) * (q.scale * 0.5)
+    scale = q.scale.expand(sources, 1)[csr.source]
+    edges = csr.source.numel()
+    value = scale if weight is None else _fit(weight, edges).reshape(edges, heads) * scale
+    largest = _segment_extreme(value.abs(), csr, "max")
+    ratio = _inverse(largest, EDGE_LEVELS)
+    codes = (value * ratio[csr.target]).round().to(torch.float64)
+    message = message.view(edges, heads, columns // heads) * codes.unsqueeze(-1)
+    total = torch.zeros((csr.num_rows, heads, columns // heads), dtype=torch.float64)
+    total = total.index_add(0, csr.target, message).to(torch.float32)
+    out = total * (largest * _scalar(0.5 / EDGE_LEVELS)).unsqueeze(-1)
+    return out / _at_least_one(csr.degree).view(-1, 1, 1) if reduce == "mean" else out
+
+
+def float_spmm(state: State, node: Node, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Float sum, mean, maximum or minimum over edges."""
+    csr = state.csr[node.attrs["graph"]]
+    heads, columns, edges = node.attrs["heads"], node.columns, csr.source.numel()
+    sources = state.index.graphs[node.attrs["graph"]].sources
+    message = _fit(x, sources).reshape(sources, columns)[csr.source]
+    if weight is not None:
+        split = message.view(edges, heads, columns // heads)
+        message = (split * _fit(weight, edges).reshape(edges, heads, 1)).reshape(edges, columns)
+    return _reduce_segments(message, csr, node.attrs["reduce"])
+
+
+# ---------------------------------------------------------------- edge rows
+
+
+def gcn_norm(state: State, node: Node, weight: Tensor | None = None) -> Tensor:
     """``d_src^-1/2 * w * d_dst^-1/2``."""
     csr = state.csr[node.rows]
     if weight is None:
-        added = csr.edge_id < 0
+        added = (csr.edge_id < 0).view(-1, *[1] * len(node.shape))
         weight = torch.where(added, _scalar(node.attrs["fill"]), torch.ones(()))
+    weight = _fit(weight, csr.source.numel())
     degree = _segment_sum(weight, csr)
-    # numpy's square root is rounded correctly; torch's may be MKL's, which is not.
-    root = _inverse(torch.from_numpy(np.sqrt(degree.clamp(min=0).numpy())))
+    root = _inverse(_sqrt(degree.clamp(min=0)))
     return (root[csr.source] * weight) * root[csr.target]
-
-
-def gather(state: State, node: Node, x: Tensor, _: Any) -> Tensor:
-    """Rows of ``x`` at one end of the edges."""
-    csr = state.csr[node.rows]
-    return x[csr.source if node.attrs["side"] == "src" else csr.target]
 
 
 def segment_softmax(state: State, node: Node, x: Tensor) -> Tensor:
     """Softmax over the edges of one destination."""
     csr = state.csr[node.rows]
-    flat = x.reshape(x.size(0), -1)
-    largest = _segment_max(flat, csr, -torch.inf)
+    flat = _fit(x, csr.target.numel()).reshape(csr.target.numel(), node.columns)
+    largest = _segment_extreme(flat, csr, "max")
     power = exact_math.exp(flat - largest[csr.target])
     total = _segment_sum(power, csr) + 1e-16
-    return (power / total[csr.target]).reshape(x.shape)
+    return power / total[csr.target]
 
 
 # ---------------------------------------------------------------- quantized
@@ -129,7 +262,8 @@ def segment_softmax(state: State, node: Node, x: Tensor) -> Tensor:
 def quantize(state: State, node: Node, x: Tensor) -> QuantizedRows:
     """Codes and scale of ``x``."""
     bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
-    flat = x.expand(_rows(state, node), *node.shape).reshape(-1, node.columns)
+    rows = state.rows[node.rows]
+    flat = _fit(x, rows).reshape(rows, node.columns)
     if node.attrs["granularity"] == "row":
         magnitude = flat.clamp(min=0) if zero2 == 0 else flat.abs()
         statistic = magnitude.amax(dim=1, keepdim=True) if node.columns else magnitude.sum(1, True)
@@ -144,39 +278,19 @@ def quantize(state: State, node: Node, x: Tensor) -> QuantizedRows:
 
 def dequantize(state: State, node: Node, q: QuantizedRows) -> Tensor:
     """``(2u - zero2) * (s / 2)``."""
-    value = q.doubled.to(torch.float32) * (q.scale * 0.5)
-    return value.reshape(-1, *node.shape)
+    return q.doubled.to(torch.float32) * (q.scale * 0.5)
 
 
 def gemm(state: State, node: Node, q: QuantizedRows) -> Tensor:
-    """Integer matrix product, scaled by row and column."""
+    """Integer matrix product along the last axis, scaled by row and column."""
     weight, column_scale = state.weights[node.attrs["weight"]]
-    accumulator = q.doubled @ weight.to(torch.float64)
-    return (accumulator.to(torch.float32) * (q.scale * 0.5)) * column_scale
+    inputs, outputs = weight.shape
+    accumulator = q.doubled.view(-1, inputs) @ weight.to(torch.float64)
+    scaled = accumulator.to(torch.float32).reshape(q.codes.size(0), node.columns // outputs, outputs)
+    return (scaled * (q.scale * 0.5).reshape(-1, 1, 1)) * column_scale
 
 
-def spmm(state: State, node: Node, q: QuantizedRows, _: Any, weight: Tensor | None = None) -> Tensor:
-    """Integer sum over edges with 8-bit edge weights; or the largest code."""
-    csr = state.csr[node.inputs[1]]
-    reduce, heads = node.attrs["reduce"], node.attrs["heads"]
-    columns = node.columns
-    message = q.doubled[csr.source]
-    if reduce == "max":
-        largest = _segment_max(message, csr, -torch.inf)
-        largest = torch.where(largest == -torch.inf, torch.zeros((), dtype=torch.float64), largest)
-        return (largest.to(torch.float32) * (q.scale * 0.5)).reshape(-1, *node.shape)
-    scale = q.scale.expand(q.codes.size(0), 1)[csr.source]
-    value = scale if weight is None else weight.reshape(-1, heads) * scale
-    largest = _segment_max(value.abs(), csr, 0.0)
-    ratio = _inverse(largest, EDGE_LEVELS)
-    codes = (value * ratio[csr.target]).round().to(torch.float64)
-    message = message.view(-1, heads, columns // heads) * codes.unsqueeze(-1)
-    total = torch.zeros((csr.num_nodes, heads, columns // heads), dtype=torch.float64)
-    total = total.index_add(0, csr.target, message).to(torch.float32)
-    out = total * (largest * _scalar(0.5 / EDGE_LEVELS)).unsqueeze(-1)
-    if reduce == "mean":
-        out = out / csr.degree.clamp(min=1).to(torch.float32).view(-1, 1, 1)
-    return out.reshape(-1, *node.shape)
+# ---------------------------------------------------------------- float rows
 
 
 def float_gemm(state: State, node: Node, x: Tensor) -> Tensor:
@@ -184,34 +298,37 @@ def float_gemm(state: State, node: Node, x: Tensor) -> Tensor:
     return x @ state.constants[node.attrs["array"]]
 
 
-def float_spmm(state: State, node: Node, x: Tensor, _: Any, weight: Tensor | None = None) -> Tensor:
-    """Float sum, mean or maximum over edges."""
-    csr = state.csr[node.inputs[1]]
-    heads, columns = node.attrs["heads"], node.columns
-    message = x.reshape(-1, columns)[csr.source]
-    if weight is not None:
-        message = message.view(-1, heads, columns // heads) * weight.reshape(-1, heads, 1)
-        message = message.reshape(-1, columns)
-    if node.attrs["reduce"] == "max":
-        out = _segment_max(message, csr, -torch.inf)
-        out = torch.where(out == -torch.inf, torch.zeros(()), out)
-    else:
-        out = _segment_sum(message, csr)
-        if node.attrs["reduce"] == "mean":
-            out = out / csr.degree.clamp(min=1).to(torch.float32).view(-1, 1)
-    return out.reshape(-1, *node.shape)
+def matmul(state: State, node: Node, x: Tensor, y: Tensor) -> Tensor:
+    """Matrix product within a row, each sum left to right."""
+    terms = [x[..., :, k, None] * y[..., None, k, :] for k in range(x.size(-1))]
+    return _ordered(torch.add, terms, (state.rows[node.rows], *node.shape))
 
 
-# ---------------------------------------------------------------- float rows
+def _ordered(
+    operation: Callable[[Tensor, Tensor], Tensor], parts: Sequence[Tensor], shape: tuple[int, ...]
+) -> Tensor:
+    """``parts`` one after the other, from the first; zeros of ``shape`` where there is none."""
+    if not parts:
+        return torch.zeros(shape)
+    total = parts[0]
+    for part in parts[1:]:
+        total = operation(total, part)
+    return total
 
 
-def _rows(state: State, node: Node) -> int:
-    return state.num_nodes if node.rows == "node" else state.csr[node.rows].source.numel()
+def _maximum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x > y, x, y)
 
 
-def _binary(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    def kernel(state: State, node: Node, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return operation(x, _scalar(node.attrs["scalar"]) if y is None else y)
+def _minimum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x < y, x, y)
+
+
+def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def kernel(state: State, node: Node, *operands: Tensor) -> Tensor:
+        if "scalar" in node.attrs:
+            operands = (*operands, _scalar(node.attrs["scalar"]))
+        return operation(*operands).to(torch.float32)
 
     return kernel
 
@@ -230,11 +347,7 @@ def _tanh(x: Tensor) -> Tensor:
     return torch.where(x < 0, -y, y)
 
 
-def _unary(operation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def kernel(state: State, node: Node, x: Tensor) -> Tensor:
-        return operation(x)
-
-    return kernel
+# ---------------------------------------------------------------- rowwise
 
 
 def reshape(state: State, node: Node, x: Tensor) -> Tensor:
@@ -242,73 +355,94 @@ def reshape(state: State, node: Node, x: Tensor) -> Tensor:
     return x.reshape(x.size(0), *node.shape)
 
 
+def columns(state: State, node: Node, x: Tensor) -> Tensor:
+    """Columns by a constant index."""
+    flat = x.reshape(x.size(0), math.prod(x.shape[1:]))
+    return flat[:, torch.tensor(node.attrs["index"], dtype=torch.int64)]
+
+
 def concat(state: State, node: Node, *values: Tensor) -> Tensor:
     """Concatenation along the last axis."""
-    rows = max(value.size(0) for value in values)
-    return torch.cat([value.expand(rows, *value.shape[1:]) for value in values], dim=-1)
+    return torch.cat([_fit(value, state.rows[node.rows]) for value in values], dim=-1)
 
 
-def _ordered_sum(x: Tensor, dim: int) -> Tensor:
-    """Sum along ``dim``, left to right from its first element."""
-    parts = x.unbind(dim)
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "mean": torch.add,
+    "mul": torch.mul,
+    "max": _maximum,
+    "min": _minimum,
+}
 
 
-def sum_last(state: State, node: Node, x: Tensor) -> Tensor:
-    """Sum over the last axis of the row shape."""
-    return _ordered_sum(x, -1).reshape(x.size(0), *node.shape)
+def reduce(state: State, node: Node, x: Tensor) -> Tensor:
+    """One axis of the row shape, from its first element on."""
+    axis = node.attrs["axis"] % (x.dim() - 1) + 1
+    kind = node.attrs["reduce"]
+    total = _ordered(REDUCTIONS[kind], x.unbind(axis), (x.size(0), *node.shape))
+    return total / _scalar(x.size(axis)) if kind == "mean" else total
 
 
-def mean_first(state: State, node: Node, x: Tensor) -> Tensor:
-    """Mean over the first axis of the row shape."""
-    return _ordered_sum(x, 1) / float(x.size(1))
+def _sum_of_last(x: Tensor) -> Tensor:
+    return _ordered(torch.add, x.unbind(-1), tuple(x.shape[:-1])).unsqueeze(-1)
 
 
 def log_softmax(state: State, node: Node, x: Tensor) -> Tensor:
     """``x - max - log(sum exp(x - max))``."""
-    centred = x - x.amax(dim=1, keepdim=True)
-    total = _ordered_sum(exact_math.exp(centred), 1)
-    return centred - exact_math.log(total).unsqueeze(1)
+    centred = x - x.amax(dim=-1, keepdim=True)
+    return centred - exact_math.log(_sum_of_last(exact_math.exp(centred)))
 
 
 def softmax(state: State, node: Node, x: Tensor) -> Tensor:
     """``exp(x - max) / sum``."""
-    power = exact_math.exp(x - x.amax(dim=1, keepdim=True))
-    return power / _ordered_sum(power, 1).unsqueeze(1)
+    power = exact_math.exp(x - x.amax(dim=-1, keepdim=True))
+    return power / _sum_of_last(power)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    "node_input": node_input,
+    "input": read_input,
     "constant": constant,
-    "edge_input": edge_input,
-    "gcn_norm": gcn_norm,
+    "lookup": lookup,
+    "from_index": from_index,
     "gather": gather,
+    "segment_reduce": segment_reduce,
+    "row_reduce": row_reduce,
+    "spmm": spmm,
+    "float_spmm": float_spmm,
+    "gcn_norm": gcn_norm,
     "segment_softmax": segment_softmax,
     "quantize": quantize,
     "dequantize": dequantize,
     "gemm": gemm,
-    "spmm": spmm,
     "float_gemm": float_gemm,
-    "float_spmm": float_spmm,
-    "add": _binary(torch.add),
-    "sub": _binary(torch.sub),
-    "mul": _binary(torch.mul),
-    "div": _binary(torch.div),
-    "rsub": _binary(lambda x, scalar: scalar - x),
-    "leaky_relu": _binary(lambda x, slope: torch.where(x > 0, x, x * slope)),
-    "elu": _binary(_elu),
-    "neg": _unary(torch.neg),
-    "relu": _unary(lambda x: torch.where(x > 0, x, torch.zeros(()))),
-    "exp": _unary(exact_math.exp),
-    "sigmoid": _unary(_sigmoid),
-    "tanh": _unary(_tanh),
+    "matmul": matmul,
+    "add": _elementwise(torch.add),
+    "sub": _elementwise(torch.sub),
+    "mul": _elementwise(torch.mul),
+    "div": _elementwise(torch.div),
+    "rsub": _elementwise(lambda x, scalar: scalar - x),
+    "rdiv": _elementwise(lambda x, scalar: scalar / x),
+    "maximum": _elementwise(_maximum),
+    "minimum": _elementwise(_minimum),
+    "eq": _elementwise(torch.eq),
+    "lt": _elementwise(torch.lt),
+    "le": _elementwise(torch.le),
+    "where": _elementwise(lambda c, x, y: torch.where(c != 0, x, y)),
+    "neg": _elementwise(torch.neg),
+    "abs": _elementwise(torch.abs),
+    "sqrt": _elementwise(_sqrt),
+    "floor": _elementwise(torch.floor),
+    "relu": _elementwise(lambda x: torch.where(x > 0, x, torch.zeros(()))),
+    "leaky_relu": _elementwise(lambda x, slope: torch.where(x > 0, x, x * slope)),
+    "elu": _elementwise(_elu),
+    "exp": _elementwise(exact_math.exp),
+    "log": _elementwise(exact_math.log),
+    "sigmoid": _elementwise(_sigmoid),
+    "tanh": _elementwise(_tanh),
     "reshape": reshape,
+    "columns": columns,
     "concat": concat,
-    "sum_last": sum_last,
-    "mean_first": mean_first,
+    "reduce": reduce,
     "log_softmax": log_softmax,
     "softmax": softmax,
 }

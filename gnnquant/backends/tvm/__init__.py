@@ -5,19 +5,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.backends.tvm.partition import (
+    EDGE_ROWS,
+    EDGE_VALUES,
+    ROWS,
+    Family,
+    Stage,
+    resolve,
+    stages,
+    written_in_place,
+)
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import IntegerGraph
-from gnnquant.runtime.plan import Buffer, Call, Plan, PlanGraph, PlanInput
+from gnnquant.runtime.plan import Buffer, Call, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from gnnquant.backends.tvm.context import Context, Kernel
+    from gnnquant.integer_graph import IntegerGraph
 
 
 @dataclass(frozen=True)
@@ -29,33 +41,29 @@ class BuiltModel:
         constants: Arrays of the plan's constant buffers: packed weights, scales, biases.
         library: Bytes of the shared library with the plan's functions and those of
             ``gnnquant.backends.tvm.prepare``.
-        target: Facts about the machine that it was compiled for: ``triple``, ``mcpu``,
-            ``features`` (of that processor), ``vector_features`` (that kernels name explicitly),
-            ``architecture``, ``pointer_bits``.
+        target: What the library needs of a machine: ``gnnquant.runtime.host.requirements``.
     """
 
     plan: Plan
     constants: dict[str, NDArray[Any]]
     library: bytes
-    target: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any]
 
 
-def build(
-    graph: IntegerGraph, *, target: str | dict[str, Any] | None = "llvm", threads: int = 1
-) -> BuiltModel:
+def build(graph: IntegerGraph, *, target: str | dict[str, Any] = "llvm", threads: int = 1) -> BuiltModel:
     """Compile ``graph``.
 
     Args:
         graph: A lowered model.
-        target: ``"llvm"`` or None for this machine's processor, or a TVM target as a dictionary,
-            such as ``{"kind": "llvm", "mcpu": "x86-64-v3"}``.
+        target: ``"llvm"`` for this machine's processor, or a TVM target as a dictionary, such as
+            ``{"kind": "llvm", "mcpu": "x86-64-v3"}``.
         threads: Threads that the kernels use; results do not depend on it.
 
     Raises:
         BackendError: Naming the node that cannot be lowered, and why.
     """
     from gnnquant.backends.tvm import compile as compiler
-    from gnnquant.backends.tvm.context import Context
+    from gnnquant.backends.tvm.context import INPUT_ALIGNMENT, Context
     from gnnquant.backends.tvm.prepare import KERNELS
 
     if threads < 1:
@@ -63,7 +71,7 @@ def build(
     graph.verify()
     graph = _live(graph)
     resolved = compiler.resolve_target(target)
-    machine, facts = compiler.describe(resolved)
+    machine, needs = compiler.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
     kernels, of_graphs = _kernels(context)
@@ -85,103 +93,87 @@ def build(
         if buffer.name in used or buffer.kind in ("input", "output")
     ]
     plan = Plan(
-        inputs=tuple(
-            PlanInput(item.name, item.kind, item.columns, item.edge_index, item.optional)
-            for item in graph.inputs
-        ),
-        graphs=tuple(
-            PlanGraph(node.name, node.attrs["input"], node.attrs["loops"])
-            for node in graph.nodes
-            if node.op == "graph"
-        ),
+        inputs=tuple(graph.inputs),
+        parameters=tuple(graph.parameters),
+        index=tuple(graph.index),
         buffers=tuple(buffers),
         calls=tuple(calls),
         outputs=tuple(f"output.{index}" for index in range(len(graph.outputs))),
         output_shapes=tuple(tuple(graph[name].shape) for name in graph.outputs),
+        result=graph.result,
         threads=threads,
-        notes={"input_alignment": 4, "finite": _finite(context), **_limits(buffers)},
+        notes={
+            "input_alignment": INPUT_ALIGNMENT,
+            "finite": _finite(context),
+            "max_rows": _limits(buffers),
+            "reads": list(_reads(graph)),
+        },
     )
     constants = {name: array for name, array in context.constants.items() if name in used}
-    return BuiltModel(plan, constants, compiler.build_library(functions, resolved), facts)
+    return BuiltModel(plan, constants, compiler.build_library(functions, resolved), needs)
 
 
 def _live(graph: IntegerGraph) -> IntegerGraph:
-    """``graph`` without nodes that no output needs."""
+    """``graph`` without nodes of the row program that no output needs."""
     wanted = set(graph.outputs)
     nodes = []
     for node in reversed(graph.nodes):
         if node.name in wanted:
             nodes.append(node)
             wanted.update(node.inputs)
-            if node.rows not in ("node", ""):
-                wanted.add(node.rows)
-    return IntegerGraph(graph.inputs, nodes[::-1], graph.outputs, graph.weights, graph.constants)
+    return replace(graph, nodes=nodes[::-1])
 
 
 def _declare(context: Context) -> None:
     """Buffers of inputs and outputs."""
     graph = context.graph
-    for item in graph.inputs:
-        if item.kind == "edge_index":
-            continue
-        dims: tuple[int | str, ...] = ("N",)
-        if item.kind == "edge":
-            of = [n.name for n in graph.nodes if n.op == "edge_input" and n.attrs["input"] == item.name]
-            if not of:
-                continue
-            dims = (f"E:{graph[of[0]].rows}",)
-        if item.columns:
-            dims = (*dims, item.columns)
-        context.add(item.name, "float32", dims, "input")
+    for node in graph.nodes:
+        if node.op == "input":
+            shape = (node.rows, node.columns) if node.shape else (node.rows,)
+            context.add(node.attrs["input"], "float32", shape, "input")
     for index, name in enumerate(graph.outputs):
         node = graph[name]
-        if node.op in ("graph", "quantize") or node.rows != "node":
-            raise BackendError(f"tvm backend: the output {name!r} is no float value per node")
-        context.add(f"output.{index}", "float32", ("N", node.columns), "output")
+        if graph[resolve(graph, name)].op == "quantize":
+            raise BackendError(f"tvm backend: the output {name!r} is quantized, not float")
+        context.add(f"output.{index}", "float32", (node.rows, node.columns), "output")
 
 
 def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
     """One kernel per stage, in execution order; their bodies are emitted later, in this order.
 
-    Also the names of the kernels whose values depend on the graphs alone.
+    Also the names of the kernels whose values follow from the index program alone.
     """
     from gnnquant.backends.tvm.edges import EdgeKernel, RootKernel
-    from gnnquant.backends.tvm.partition import Stage, resolve, stages
     from gnnquant.backends.tvm.rows import RowKernel
 
     graph = context.graph
-    found = stages(graph)
-    computed = {node.name for stage in found for node in stage.nodes}
-    outputs = [(index, resolve(graph, name)) for index, name in enumerate(graph.outputs)]
     kernels: list[Kernel] = []
     of_graphs: set[str] = set()
-    fixed = _fixed_by_graphs(graph)
-    for number, stage in enumerate(found):
-        if stage.rows == "node":
+    copied = {index: resolve(graph, name) for index, name in enumerate(graph.outputs)}
+    for number, stage in enumerate(stages(graph)):
+        started = len(kernels)
+        if stage.family.kind == EDGE_VALUES:
+            if any(node.op == "gcn_norm" for node in stage.nodes):
+                kernels.append(RootKernel(context, stage, f"k{number}_roots"))
+            kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
+        else:
             inside = {node.name for node in stage.nodes}
-            own = [(index, name) for index, name in outputs if name in inside]
+            own = [
+                (index, name)
+                for index, name in copied.items()
+                if name in inside and written_in_place(stage, name)
+            ]
+            for index, _ in own:
+                del copied[index]
             kernels.append(RowKernel(context, stage, f"k{number}_rows", own))
-            continue
-        norms = [node for node in stage.nodes if node.op == "gcn_norm"]
-        if norms:
-            roots = Stage(stage.level, stage.rows, norms, stage.exports)
-            kernels.append(RootKernel(context, roots, f"k{number}_roots"))
-        kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
-        if all(node.name in fixed for node in stage.nodes):
-            of_graphs |= {f"k{number}_roots", f"k{number}_edges"}
-    copied = [(index, name) for index, name in outputs if name not in computed]
-    if copied:
-        kernels.append(RowKernel(context, Stage(0, "node"), "copy_rows", copied))
+        if not stage.family.moving:
+            of_graphs |= {kernel.b.name for kernel in kernels[started:]}
+    spaces = sorted({context.nodes[name].rows for name in copied.values()})
+    for number, space in enumerate(spaces):
+        family = Family(EDGE_ROWS if space in context.graphs else ROWS, True, space)
+        own = [(index, name) for index, name in copied.items() if context.nodes[name].rows == space]
+        kernels.append(RowKernel(context, Stage(0, family), f"copy{number}_rows", own))
     return kernels, of_graphs
-
-
-def _fixed_by_graphs(graph: IntegerGraph) -> set[str]:
-    """Nodes that no float input reaches."""
-    fixed: set[str] = set()
-    for node in graph.nodes:
-        if node.op not in ("node_input", "edge_input") and fixed.issuperset(node.inputs):
-            fixed.add(node.name)
-    return fixed
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
@@ -214,27 +206,33 @@ def _declare_scratch(context: Context) -> None:
 
 
 def _limits(buffers: list[Buffer]) -> dict[str, int]:
-    """Most nodes and edges for which offsets fit 32 bits."""
-    widest = {"N": 1, "E": 1}
+    """Most rows of each space for which offsets fit 32 bits."""
+    limits: dict[str, int] = {}
     for buffer in buffers:
         if buffer.shape and isinstance(buffer.shape[0], str):
             width = int(np.prod([dim for dim in buffer.shape[1:] if isinstance(dim, int)] or [1]))
-            kind = buffer.shape[0][0]
-            widest[kind] = max(widest[kind], width)
-    most = 2**31 - 1
-    return {"max_nodes": most // widest["N"], "max_edges": most // widest["E"]}
+            most = (2**31 - 1) // max(width, 1)
+            limits[buffer.shape[0]] = min(limits.get(buffer.shape[0], most), most)
+    return limits
+
+
+def _reads(graph: IntegerGraph) -> Iterator[tuple[str, str | int, int]]:
+    """Index arrays by which rows are read, those rows, and the lowest entry."""
+    for node in graph.nodes:
+        if node.op == "gather":
+            yield node.attrs["index"], graph[node.inputs[0]].rows, -1 if "fill" in node.attrs else 0
+        elif node.op == "lookup":
+            yield node.attrs["index"], len(graph.constants[node.attrs["array"]]), 0
 
 
 def _finite(context: Context) -> dict[str, str]:
     """Inputs whose NaN and infinities show in a buffer of row scales."""
-    from gnnquant.backends.tvm.partition import resolve
-
     graph = context.graph
     found: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "quantize" and f"scale.{node.name}" in context.buffers:
             source = graph[resolve(graph, node.inputs[0])]
-            if source.op == "node_input":
+            if source.op == "input":
                 found.setdefault(source.attrs["input"], f"scale.{node.name}")
     return found
 

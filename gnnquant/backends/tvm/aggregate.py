@@ -7,13 +7,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
 
-from gnnquant.backends.tvm.context import StoredCodes, StoredRows, fail
+from gnnquant.backends.tvm.context import AHEAD, LINE, StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
     cast,
     choose,
     const,
     maximum,
+    minimum,
     number,
     product,
     reinterpret,
@@ -27,7 +29,8 @@ from gnnquant.backends.tvm.emit import (
 from gnnquant.backends.tvm.gemm import dot_words, interleaved
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
-from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.backends.tvm.segments import STARTS, combine
+from gnnquant.integer_graph import EDGE_LEVELS, ONE
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.rows import RowKernel
@@ -36,25 +39,32 @@ if TYPE_CHECKING:
 
 SLICE = 32768
 """Edges whose sums fit 32 bits at any width: 32768 * 127 * 510 < 2^31."""
-AHEAD = 16
-"""Edges to prefetch ahead (at most ``GRAPH_PADDING``)."""
-LINE = 64
-"""Bytes of a cache line."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
 
 
 def aggregate_codes(kernel: RowKernel, node: Node) -> Rows:
     """The op ``spmm``, for the rows of the block."""
-    stored = kernel.context.stored[resolve(kernel.context.graph, node.inputs[0])]
-    assert isinstance(stored, StoredCodes)
-    source = kernel.context.graph[resolve(kernel.context.graph, node.inputs[0])]
-    if node.attrs["reduce"] == "max":
-        if stored.scale or len(node.inputs) > 2:
-            raise fail(node, "reduce 'max' needs one scale per tensor and no edge weight")
-        return _largest_code(kernel, node, stored, source)
+    source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
+    stored = kernel.context.stored.get(source.name)
+    if not isinstance(stored, StoredCodes) or source.rows == ONE:
+        raise fail(node, f"it cannot aggregate {source.op} {source.name!r}: only quantized rows of a space")
+    if node.attrs["reduce"] in ("max", "min"):
+        if stored.scale or len(node.inputs) > 1:
+            raise fail(node, "extrema need one scale per tensor and no edge weight")
+        return _extreme_code(kernel, node, stored, source)
     if node.attrs["reduce"] not in ("sum", "mean"):
         raise fail(node, f"unknown reduction {node.attrs['reduce']!r}")
     return _WeightedSum(kernel, node, stored, source).emit()
+
+
+def _edge_weights(kernel: RowKernel, node: Node) -> Rows | None:
+    """The second operand: a weight per edge and head."""
+    if len(node.inputs) < 2:
+        return None
+    weights = kernel.reader(node.inputs[1])
+    if weights.columns != node.attrs["heads"]:
+        raise fail(node, f"{weights.columns} edge weights for {node.attrs['heads']} heads")
+    return weights
 
 
 class _WeightedSum:
@@ -70,21 +80,18 @@ class _WeightedSum:
         self.heads = node.attrs["heads"]
         if node.columns % self.heads or self.layout.heads % self.heads:
             raise fail(node, f"{node.columns} columns do not divide into {self.heads} heads")
-        graph = node.inputs[1]
+        graph = node.attrs["graph"]
         self.indptr = kernel.graph_buffer(graph, "indptr")
-        self.indices = kernel.graph_buffer(graph, "indices")
+        self.indices = kernel.graph_buffer(graph, "src")
         self.codes = kernel.buffer(stored.buffer)
         self.scales = kernel.buffer(stored.scale) if stored.scale else None
-        self.weights = None
-        if len(node.inputs) > 2:
-            self.weights = kernel.context.stored[node.inputs[2]]
-            assert isinstance(self.weights, StoredRows)
+        self.weights = _edge_weights(kernel, node)
         # one weight for all edges: 127 unless the scale is 0
         self.constant = self.scales is None and self.weights is None
         self.edges = ""
         if not self.constant:
             self.edges = kernel.context.add(
-                f"weights.{graph}.{self.heads}", "float32", (f"E:{graph}", self.heads), "workspace"
+                f"weights.{graph}.{self.heads}", "float32", (graph, self.heads), "workspace"
             )
         self.padded = round_up(self.layout.chunks * self.layout.per_chunk * self.layout.lanes, 16)
         self.narrow = kernel.reserve("int32", self.padded)
@@ -109,8 +116,6 @@ class _WeightedSum:
             kernel.save("int64", const(0, "int64"), self.wide + c)
         with b.loop(slices) as index:
             start = b.let(first + index * SLICE)
-            from tvm import tirx
-
             count = b.let(tirx.min(const(SLICE), degree - index * SLICE))
             self._accumulate(start, count)
             with b.when(slices != 1), b.loop(self.padded) as c:
@@ -181,7 +186,7 @@ class _WeightedSum:
     def _weight(self, e: Any, h: Any) -> Any:
         if self.weights is None:
             return None
-        return self.kernel.buffer(self.weights.buffer)[e, h]
+        return self.weights.at(e, h, 1)
 
     def _code(self, e: Any, group: Any) -> Any:
         """The 8-bit weight of edge e for the head of a group of columns."""
@@ -239,8 +244,6 @@ class _WeightedSum:
 
     def _accumulate_pairs(self, start: Any, count: Any) -> None:
         """Bytes of two edges at a time: interleaved, then widened, so that one product adds both."""
-        from tvm import tirx
-
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         width = 4 * lanes
         steps = _divisor(self.layout.groups // 4, 2)
@@ -278,8 +281,6 @@ class _WeightedSum:
         kernel.each(self.layout.groups // (4 * steps), block)
 
     def _accumulate_packed(self, start: Any, count: Any) -> None:
-        from tvm import tirx
-
         kernel, b, layout = self.kernel, self.kernel.b, self.layout
         lanes, per = layout.lanes, layout.per_chunk
         # products of a code and a weight that fit 16 bits when added
@@ -409,17 +410,19 @@ def _divisor(value: int, most: int) -> int:
     return next(d for d in range(most, 0, -1) if value % d == 0)
 
 
-def _largest_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> Rows:
-    """``spmm`` with reduce "max"."""
+def _extreme_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> Rows:
+    """``spmm`` with reduce "max" or "min"."""
     b, layout = kernel.b, stored.layout
-    graph = node.inputs[1]
+    graph = node.attrs["graph"]
     indptr = kernel.graph_buffer(graph, "indptr")
-    indices = kernel.graph_buffer(graph, "indices")
+    indices = kernel.graph_buffer(graph, "src")
     codes = kernel.buffer(stored.buffer)
     rows, save = kernel.local(node.columns)
     lanes, per, zero2 = layout.lanes, layout.per_chunk, source.attrs["zero2"]
     half = float(np.float32(source.attrs["scale"]) * np.float32(0.5))
     dtype = "uint8" if layout.bits == 8 else "uint16"
+    largest = node.attrs["reduce"] == "max"
+    start = 0 if largest else 2**layout.bits - 1
 
     def row(r: Any) -> None:
         first = b.let(indptr[kernel.base + r])
@@ -428,7 +431,7 @@ def _largest_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: No
         def chunk(index: Any) -> None:
             acc = b.registers(per, dtype, lanes)
             for i in range(per):
-                b.store(acc, splat(const(0, dtype), lanes), i)
+                b.store(acc, splat(const(start, dtype), lanes), i)
             with b.loop(degree) as k:
                 j = b.let(indices[first + k])
                 data = codes[j, span(index * layout.chunk_bytes, layout.chunk_bytes)]
@@ -438,7 +441,7 @@ def _largest_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: No
                         words = reinterpret(data, "uint16", lanes)
                         mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
                         u = shift_right(words, i * layout.bits, "uint16", lanes) & mask
-                    b.store(acc, maximum(acc[i], u), i)
+                    b.store(acc, (maximum if largest else minimum)(acc[i], u), i)
             for i in range(per):
                 u = cast(acc[i], "int32", lanes)
                 value = cast(u + u - splat(const(zero2), lanes), "float32", lanes)
@@ -457,23 +460,20 @@ def _largest_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: No
 
 def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
     """The op ``float_spmm``, for the rows of the block."""
-    b, context = kernel.b, kernel.context
+    b = kernel.b
     reduce, heads = node.attrs["reduce"], node.attrs["heads"]
-    if reduce not in ("sum", "mean", "max"):
+    if reduce not in ("sum", "mean", "max", "min"):
         raise fail(node, f"unknown reduction {reduce!r}")
-    graph = node.inputs[1]
+    if node.columns % heads:
+        raise fail(node, f"{node.columns} columns do not divide into {heads} heads")
+    graph = node.attrs["graph"]
     indptr = kernel.graph_buffer(graph, "indptr")
-    indices = kernel.graph_buffer(graph, "indices")
+    indices = kernel.graph_buffer(graph, "src")
     base = kernel.base
-    x = kernel.float_rows(node.inputs[0])
+    x = kernel.reader(node.inputs[0])
     head_columns = node.columns // heads
-    weights = context.stored[node.inputs[2]] if len(node.inputs) > 2 else None
-    start = float("-inf") if reduce == "max" else 0.0
+    weights = _edge_weights(kernel, node)
     rows, save = kernel.local(node.columns)
-
-    def source(j: Any, column: Any, lanes: int) -> Any:
-        # values are read relative to the block
-        return x.at(j - base, column, lanes)
 
     def row(r: Any) -> None:
         first = b.let(indptr[base + r])
@@ -482,28 +482,26 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
         def block(column: Any, lanes: int, vectors: int, head: Any) -> None:
             acc = b.registers(vectors, "float32", lanes)
             for v in range(vectors):
-                b.store(acc, number(start, lanes), v)
+                b.store(acc, number(STARTS[reduce], lanes), v)
             with b.loop(degree) as k:
                 e = b.let(first + k)
                 j = b.let(indices[e])
                 if vectors * lanes * 4 >= LINE:
                     ahead = b.let(indices[e + AHEAD])
-                    for line in range(0, vectors * lanes * 4, LINE):
-                        _prefetch(kernel, x, ahead - base, column + line // 4)
+                    kernel.prefetch(x, ahead, column, vectors * lanes)
                 weight = None
                 if weights is not None:
-                    weight = b.let(splat(kernel.buffer(weights.buffer)[e, head], lanes))
+                    weight = b.let(splat(weights.at(e, head, 1), lanes))
                 for v in range(vectors):
-                    term = source(j, column + v * lanes, lanes)
+                    term = x.at(j, column + v * lanes, lanes)
                     if weight is not None:
                         term = product(term, weight, lanes)
-                    value = maximum(acc[v], term) if reduce == "max" else acc[v] + term
-                    b.store(acc, value, v)
+                    b.store(acc, combine(reduce, acc[v], term, lanes), v)
             for v in range(vectors):
                 y = acc[v]
                 if reduce == "mean":
                     y = y / splat(cast(maximum(degree, const(1)), "float32"), lanes)
-                if reduce == "max":
+                if reduce in ("max", "min"):
                     y = choose(splat(degree > 0, lanes), y, number(0.0, lanes))
                 save(r, column + v * lanes, y, lanes)
 
@@ -526,9 +524,3 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
 
     kernel.each_row(row)
     return rows
-
-
-def _prefetch(kernel: RowKernel, x: Rows, r: Any, column: Any) -> None:
-    load = x.at(r, column, 1)
-    if hasattr(load, "buffer"):
-        kernel.b.prefetch(load)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import tvm
+from tvm.target import Target, codegen
+
 from gnnquant.backends.tvm.emit import Machine
 from gnnquant.errors import BackendError
+from gnnquant.runtime.host import machine_name, requirements
 
-ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 CONFIG = {
     # the runtime checks shapes; the checks that TVM generates are larger than the kernels
     "tirx.disable_assert": True,
@@ -21,11 +23,9 @@ CONFIG = {
 }
 
 
-def resolve_target(target: str | dict[str, Any] | None) -> dict[str, Any]:
+def resolve_target(target: str | dict[str, Any]) -> dict[str, Any]:
     """The TVM target as a dictionary; without an ``mcpu`` it is the host's processor."""
-    from tvm.target import codegen
-
-    if target is None or target in ("llvm", "native"):
+    if target == "llvm":
         resolved: dict[str, Any] = {"kind": "llvm"}
     elif isinstance(target, str):
         raise BackendError(
@@ -48,22 +48,18 @@ def resolve_target(target: str | dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _architecture(triple: str) -> str:
-    name = triple.split("-", maxsplit=1)[0].lower()
-    return ARCHITECTURES.get(name, name)
+    return machine_name(triple.split("-", maxsplit=1)[0])
 
 
 def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
-    """The vectors of a target, and the facts that an artifact stores about it."""
-    from tvm.target import Target, codegen
-
+    """The vectors of a target, and what code for it needs of a machine."""
     target = Target(resolved)
     available = set(codegen.llvm_get_cpu_features(target))
-    x86 = _architecture(str(codegen.llvm_get_system_triple())) == "x86_64"
-    used: list[str] = []
+    triple = resolved.get("mtriple", str(codegen.llvm_get_system_triple()))
+    x86 = _architecture(triple) == "x86_64"
     machine = Machine(4)
     if x86 and {"avx512f", "avx512bw"} <= available:
         machine = Machine(16, "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512")
-        used = ["avx512f", "avx512bw"]
     elif x86 and "avx2" in available:
         machine = Machine(
             8,
@@ -72,7 +68,6 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
             "llvm.x86.avx.cvt.ps2dq.256",
             ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
         )
-        used = ["avx2"]
     elif x86:
         bytes_ = "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else ""
         machine = Machine(
@@ -82,16 +77,7 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
             "llvm.x86.sse2.cvtps2dq",
             ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128"),
         )
-        used = ["ssse3"] if bytes_ else []
-    facts = {
-        "triple": resolved.get("mtriple", str(codegen.llvm_get_system_triple())),
-        "mcpu": resolved.get("mcpu", ""),
-        "features": sorted(available) if x86 else [],
-        "vector_features": used,
-        "architecture": ARCHITECTURES.get(platform.machine().lower(), platform.machine()),
-        "pointer_bits": 64,
-    }
-    return machine, facts
+    return machine, requirements(triple, resolved.get("mcpu", ""), available if x86 else ())
 
 
 def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
@@ -100,9 +86,6 @@ def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
     Raises:
         BackendError: Without a C++ compiler.
     """
-    import tvm
-    from tvm.target import Target
-
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     compiler = compiler or shutil.which("clang++")
     if not compiler:

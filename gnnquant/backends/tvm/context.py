@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
 
-from gnnquant.backends.tvm.emit import Builder, span
+from gnnquant.backends.tvm.emit import Builder, cast, const, number, span, splat
 from gnnquant.backends.tvm.layout import CodeLayout, round_up
+from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.values import Rows
 from gnnquant.errors import BackendError
+from gnnquant.integer_graph import ONE
 from gnnquant.runtime.plan import Buffer
 
 if TYPE_CHECKING:
@@ -17,7 +21,14 @@ if TYPE_CHECKING:
     from gnnquant.backends.tvm.layout import WeightLayout
     from gnnquant.integer_graph import IntegerGraph, Node
 
-GRAPH_PARTS = {"indptr": "ends", "indices": "entries", "edge_id": "entries", "partition": "shares"}
+GRAPH_PARTS = {"indptr": "ends", "src": "entries", "dst": "entries", "edge_id": "entries"}
+GRAPH_PARTS |= {"partition": "shares"}
+INPUT_ALIGNMENT = 4
+"""Bytes: users' arrays lie anywhere; all other memory is aligned to 64."""
+AHEAD = 16
+"""Edges to prefetch ahead (at most ``GRAPH_PADDING``)."""
+LINE = 64
+"""Bytes of a cache line."""
 SCRATCH = {"float32": "scratch.f32", "uint8": "scratch.u8", "int32": "scratch.i32"}
 SCRATCH |= {"uint16": "scratch.u16", "int64": "scratch.i64"}
 
@@ -52,8 +63,9 @@ class Context:
         constants: Arrays of the constant buffers (the float pool is added at the end).
         stored: Values in memory by node name.
         weights: Layouts of integer weights in use.
-        sparse: Weights whose unpacked rows are read by the kernel for sparse codes.
         scratch: Elements of scratch per thread by type.
+        nodes: Nodes of the row program by name.
+        graphs: Graphs of the index program by name.
     """
 
     graph: IntegerGraph
@@ -68,9 +80,15 @@ class Context:
     _pooled: dict[bytes, int] = field(default_factory=dict)
     _size: int = 0
 
+    def __post_init__(self) -> None:
+        """Look-up tables."""
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.graphs = {node.name: node for node in self.graph.index if node.op == "graph"}
+
     def add(self, name: str, dtype: str, shape: tuple[int | str, ...], kind: str) -> str:
         """Declare a plan buffer."""
-        self.buffers.setdefault(name, Buffer(name, dtype, shape, kind))
+        dims = tuple(1 if dim == ONE else dim for dim in shape)
+        self.buffers.setdefault(name, Buffer(name, dtype, dims, kind))
         return name
 
     def pool(self, values: np.ndarray[Any, Any]) -> int:
@@ -86,8 +104,8 @@ class Context:
         return self._pooled[key]
 
     def pooled(self) -> np.ndarray[Any, Any]:
-        """The constant pool."""
-        return np.concatenate(self._pool) if self._pool else np.zeros(0, dtype=np.float32)
+        """The constant pool; a vector may be read beyond the last row of a table."""
+        return np.concatenate([*self._pool, np.zeros(self.machine.lanes, dtype=np.float32)])
 
 
 class Kernel:
@@ -100,33 +118,121 @@ class Kernel:
         self.lanes = context.machine.lanes
         self.b = Builder(name)
         self._used: dict[str, int] = {}
+        self._counted: set[str] = set()
+        self._bound: set[str] = set()
         self.thread: Any = 0
 
     def function(self) -> Any:
         """The PrimFunc."""
-        return self.b.function(self.body)
+
+        def body() -> None:
+            self.body()
+            for space in sorted(self._counted - self._bound):
+                # no other argument has these rows: one that is there for its shape alone
+                self.buffer(self.context.add(f"extent.{space}", "uint8", (space,), "workspace"))
+
+        return self.b.function(body)
 
     def body(self) -> None:
         """Emit the statements."""
         raise NotImplementedError
 
+    def count(self, space: str) -> Any:
+        """Number of rows of a space."""
+        if space == ONE:
+            return const(1)
+        self._counted.add(space)
+        return self.b.size(f"rows of {space}")
+
     def buffer(self, name: str) -> Any:
         """The plan buffer ``name`` as an argument."""
         plan = self.context.buffers[name]
         shape = []
-        for position, dim in enumerate(plan.shape):
+        for dim in plan.shape:
             if isinstance(dim, int):
                 shape.append(dim)
-            elif plan.kind == "input" and dim != "N":
-                shape.append(self.b.size(f"given_{len(self.b.argument_names)}"))
+            elif plan.kind == "index":  # padded
+                shape.append(self.b.size(f"entries of {name}"))
             else:
-                shape.append(self.b.size("nodes" if dim == "N" else f"edges_{position}_{dim[2:]}"))
-        align = 4 if plan.kind in ("input", "output") else -1
+                self._bound.add(dim)
+                shape.append(self.b.size(f"rows of {dim}"))
+        align = INPUT_ALIGNMENT if plan.kind in ("input", "output") else -1
         return self.b.argument(name, shape, plan.dtype, align)
 
     def graph_buffer(self, graph: str, part: str) -> Any:
         """One of the runtime's buffers of a graph."""
-        return self.b.argument(f"{graph}.{part}", (self.b.size(f"{GRAPH_PARTS[part]}_{graph}"),), "int32")
+        return self.b.argument(f"{graph}.{part}", (self.b.size(f"{GRAPH_PARTS[part]} of {graph}"),), "int32")
+
+    def index_array(self, name: str, space: str) -> Any:
+        """An index array with an entry for each row of ``space``."""
+        graph, _, part = name.rpartition(".")
+        if graph in self.context.graphs and part in GRAPH_PARTS:
+            return self.graph_buffer(graph, part)
+        return self.buffer(self.context.add(name, "int32", (space,), "index"))
+
+    def reader(self, name: str) -> Rows:
+        """How to read rows of a float value that is in memory, or gathered from there."""
+        node = self.context.nodes[resolve(self.context.graph, name)]
+        if node.op == "constant":
+            array = self.context.graph.constants[node.attrs["array"]]
+            offset = self.context.pool(array.astype(np.float32))
+            return Rows(node.columns, True, lambda _, j, lanes: self.pool(offset + j, lanes), True)
+        if node.op in ("from_index", "lookup"):
+            return self._indexed(node)
+        if node.op == "gather":
+            return self._gathered(node)
+        if node.op == "input":
+            stored: StoredRows | StoredCodes = StoredRows(node.attrs["input"], node.columns, False)
+        elif node.name in self.context.stored:
+            stored = self.context.stored[node.name]
+        else:
+            raise fail(node, "it is not finished where it is read")
+        if not isinstance(stored, StoredRows):
+            raise fail(node, "codes are read where floats are expected")
+        single = node.rows == ONE
+
+        def at(r: Any, j: Any, lanes: int) -> Any:
+            buffer = self.buffer(stored.buffer)
+            row = 0 if single else r
+            return buffer[row] if len(buffer.shape) == 1 else buffer[row, span(j, lanes)]
+
+        return Rows(node.columns, stored.padded, at, True)
+
+    def _indexed(self, node: Node) -> Rows:
+        """Rows that follow from an index array: its numbers, or rows of a constant table."""
+        index = self.index_array(node.attrs["index"], node.rows)
+        single = node.rows == ONE
+        offset = 0
+        if node.op == "lookup":
+            offset = self.context.pool(self.context.graph.constants[node.attrs["array"]].astype(np.float32))
+
+        def at(r: Any, j: Any, lanes: int) -> Any:
+            entry = index[0 if single else r]
+            if node.op == "lookup":
+                return self.pool(offset + entry * node.columns + j, lanes)
+            return splat(cast(entry, "float32"), lanes)
+
+        return Rows(node.columns, True, at, True)
+
+    def _gathered(self, node: Node) -> Rows:
+        x = self.reader(node.inputs[0])
+        index = self.index_array(node.attrs["index"], node.rows)
+        fill = node.attrs.get("fill")
+        single = node.rows == ONE
+
+        def at(r: Any, j: Any, lanes: int) -> Any:
+            row = index[0 if single else r]
+            value = x.at(row, j, lanes)
+            return value if fill is None else self.b.lazy(row >= 0, value, number(fill, lanes))
+
+        return Rows(x.columns, x.padded, at, x.loaded and fill is None)
+
+    def prefetch(self, x: Rows, r: Any, column: Any, columns: int) -> None:
+        """Ask for columns of a row of ``x`` that will be read soon, where it is a mere load."""
+        for first in range(0, columns, LINE // 4):
+            load = x.at(r, column + first, 1)
+            if hasattr(load, "buffer"):
+                self.b.prefetch(load)
 
     def reserve(self, dtype: str, count: int) -> int:
         """Offset of ``count`` scratch elements of every thread."""
@@ -173,8 +279,6 @@ class Kernel:
             body: Emits code.
             width: Vectors at a time where there are enough columns.
         """
-        from tvm import tirx
-
         lanes = self.lanes
         if not padded and count < lanes:
             self.each(count, lambda i: body(i, 1))

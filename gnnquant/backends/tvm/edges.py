@@ -1,6 +1,6 @@
-"""Edge kernels: values with one row per edge of a graph."""
-# ruff: noqa: ARG001, ARG002, ARG005, PLR0917
-# All columns have one signature, (edge, destination, column): not every one reads all three.
+"""Edge kernels: softmaxes and normalisations over the edges of a destination, and what is cheap beside."""
+# ruff: noqa: ARG005
+# All columns have one signature, (edge, destination, column, lanes): not every one reads all four.
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from gnnquant.backends.tvm.emit import (
     number,
     opaque,
     product,
+    shuffle,
+    span,
+    splat,
     unary,
 )
 from gnnquant.backends.tvm.partition import resolve
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
     from gnnquant.backends.tvm.partition import Stage
     from gnnquant.integer_graph import Node
 
-    Column = Callable[[Any, Any, Any], Any]
+    Column = Callable[[Any, Any, Any, int], Any]
+    """``value(edge, destination, column, lanes)``."""
 
 
 class EdgeKernel(Kernel):
-    """Emits one stage of edge rows: for every destination row, value after value.
+    """Emits one stage of edge values: for every destination row, value after value.
 
-    Every value of the stage is written to memory, float32 [E', columns]; a value that is read by
+    Every value of the stage is written to memory, float32 [E, columns]; a value that is read by
     one elementwise operation only is computed where it is read.
     """
 
@@ -45,241 +49,197 @@ class EdgeKernel(Kernel):
         """Prepare the kernel of ``stage``."""
         super().__init__(context, name)
         self.stage = stage
-        self.graph = stage.rows
+        self.graph = stage.family.rows
         self.computed: dict[str, Column] = {}
         self.readers: dict[str, list[Node]] = {node.name: [] for node in stage.nodes}
         for node in stage.nodes:
             for operand in node.inputs:
-                if operand in self.readers:
-                    self.readers[operand].append(node)
-        self.indptr: Any = None
-        self.indices: Any = None
+                origin = resolve(context.graph, operand)
+                if origin in self.readers:
+                    self.readers[origin].append(node)
 
     def body(self) -> None:
         """Emit the statements."""
         b = self.b
         share = self.graph_buffer(self.graph, "partition")
-        self.indptr = self.graph_buffer(self.graph, "indptr")
-        self.indices = self.graph_buffer(self.graph, "indices")
+        indptr = self.graph_buffer(self.graph, "indptr")
         with b.shared_loop(self.context.threads) as thread:
             self.thread = thread
             first = b.let(share[thread])
             with b.loop(share[thread + 1] - first) as index:
                 i = b.let(first + index)
-                begin = b.let(self.indptr[i])
-                degree = b.let(self.indptr[i + 1] - begin)
-                for node in self.stage.nodes:
-                    self._node(node, i, begin, degree)
+                begin = b.let(indptr[i])
+                degree = b.let(indptr[i + 1] - begin)
+                self._row(i, begin, degree)
 
-    def _node(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
-        if node.op == "segment_softmax":
-            self._segment_softmax(node, begin, degree)
-            return
-        if node.op in ELEMENTWISE:
-            value = self._elementwise(node)
+    def _row(self, i: Any, begin: Any, degree: Any) -> None:
+        for node in self.stage.nodes:
+            if node.op == "segment_softmax":
+                self._segment_softmax(node, i, begin, degree)
+                continue
+            if node.op in ELEMENTWISE:
+                value = self._elementwise(node)
+            elif node.op == "gcn_norm":
+                value = self._norm(node)
+            else:
+                raise fail(node, "this operation cannot be lowered edge by edge")
+            readers = self.readers[node.name]
+            kept = node.name in self.stage.exports or len(readers) != 1 or readers[0].op not in ELEMENTWISE
+            if not kept:
+                self.computed[node.name] = value
+                continue
+            buffer = self._declare(node)
+            with self.b.loop(degree) as k:
+                e = self.b.let(begin + k)
+                self._each(
+                    node.columns,
+                    lambda c, lanes, e=e, buffer=buffer, value=value: self.b.store(
+                        buffer, value(e, i, c, lanes), e, span(c, lanes)
+                    ),
+                )
+
+    def _each(self, columns: int, body: Callable[..., None]) -> None:
+        """``body(column, lanes)``, every column once."""
+        if columns % self.lanes == 0:
+            self.each(columns // self.lanes, lambda index: body(index * self.lanes, self.lanes))
         else:
-            method = getattr(self, f"_op_{node.op}", None)
-            if method is None:
-                raise fail(node, "this operation cannot be lowered for rows of edges")
-            value = method(node)
-        readers = self.readers[node.name]
-        lazy = (
-            node.name not in self.stage.exports
-            and len(readers) == 1
-            and readers[0].op in ELEMENTWISE | {"reshape"}
-        )
-        if lazy:
-            self.computed[node.name] = value
-            return
-        buffer = self._declare(node)
-
-        def edge(k: Any) -> None:
-            e = self.b.let(begin + k)
-            self.each(node.columns, lambda c: self.b.store(buffer, value(e, i, c), e, c))
-
-        with self.b.loop(degree) as k:
-            edge(k)
+            self.each(columns, lambda c: body(c, 1))
 
     def _declare(self, node: Node) -> Any:
-        name = self.context.add(
-            f"edges.{node.name}", "float32", (f"E:{self.graph}", node.columns), "workspace"
-        )
+        name = self.context.add(f"edges.{node.name}", "float32", (self.graph, node.columns), "workspace")
         self.context.stored[node.name] = StoredRows(name, node.columns, False)
         return self.buffer(name)
 
-    def _operand(self, name: str) -> Column:
-        """``value(edge, destination, column)`` of an edge value or constant."""
+    def operand(self, name: str) -> Column:
+        """A value of the same edges."""
+        name = resolve(self.context.graph, name)
         if name in self.computed:
             return self.computed[name]
-        graph = self.context.graph
-        origin = graph[resolve(graph, name)]
-        if origin.op == "constant":
-            array = graph.constants[origin.attrs["array"]]
-            offset = self.context.pool(array.astype(np.float32))
-            return lambda e, i, c: self.pool(offset + c)
-        if name not in self.context.stored and origin.op == "edge_input":
-            return self._op_edge_input(origin)
-        stored = self.context.stored[name]
-        assert isinstance(stored, StoredRows)
-        return lambda e, i, c: self.buffer(stored.buffer)[e, c]
+        node = self.context.nodes[name]
+        if node.op == "gather" and node.attrs["index"] == f"{self.graph}.dst":
+            of_row = self.reader(node.inputs[0])
+            return lambda e, i, c, lanes: of_row.at(i, c, lanes)
+        of_edge = self.reader(name)
+        return lambda e, i, c, lanes: of_edge.at(e, c, lanes)
 
     def _elementwise(self, node: Node) -> Column:
-        x = self._broadcast(node.inputs[0], node)
-        y = self._broadcast(node.inputs[1], node) if len(node.inputs) > 1 else None
+        operands = [self._broadcast(name, node) for name in node.inputs]
         scalar = node.attrs.get("scalar")
 
-        def value(e: Any, i: Any, c: Any) -> Any:
-            second = None if scalar is None else opaque(scalar)
-            if y is not None:
-                second = y(e, i, c)
-            return maths.elementwise(node.op, x(e, i, c), second, 1)
+        def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
+            values = [operand(e, i, c, lanes) for operand in operands]
+            if scalar is not None:
+                values.append(opaque(scalar, lanes))
+            return maths.elementwise(node.op, values, lanes)
 
         return value
 
     def _broadcast(self, name: str, node: Node) -> Column:
-        value = self._operand(name)
-        shape, full = self.context.graph[name].shape, node.shape
+        value = self.operand(name)
+        shape, full = self.context.nodes[name].shape, node.shape
         count = int(np.prod(shape))
         if count == node.columns:
             return value
         if count == 1:
-            return lambda e, i, c: value(e, i, 0)
+            return lambda e, i, c, lanes: splat(value(e, i, 0, 1), lanes)
         padded = (1,) * (len(full) - len(shape)) + tuple(shape)
 
-        def at(e: Any, i: Any, c: Any) -> Any:
+        def source(c: Any) -> Any:
             # mixed radix: drop the axes along which the operand has one element
-            source: Any = 0
+            place: Any = 0
             inner = own = 1
             for size, extent in zip(reversed(full), reversed(padded), strict=True):
                 if extent > 1:
-                    source = source + (c // inner) % size * own
+                    place = place + (c // inner) % size * own
                     own *= extent
                 inner *= size
-            return value(e, i, source)
+            return place
+
+        def at(e: Any, i: Any, c: Any, lanes: int) -> Any:
+            parts = [value(e, i, source(c + lane), 1) for lane in range(lanes)]
+            return parts[0] if lanes == 1 else shuffle(parts, range(lanes))
 
         return at
 
-    def _op_edge_input(self, node: Node) -> Column:
-        edge_id = self.graph_buffer(self.graph, "edge_id")
-        given = self.buffer(node.attrs["input"])
-        fill = float(node.attrs.get("fill") or 0.0)
-
-        def value(e: Any, i: Any, c: Any) -> Any:
-            position = self.b.let(edge_id[e])
-            index = (position, c) if len(given.shape) == 2 else (position,)
-            return self.b.lazy(position >= 0, given[index], number(fill))
-
-        return value
-
-    def _op_gather(self, node: Node) -> Column:
-        graph = self.context.graph
-        origin = graph[resolve(graph, node.inputs[0])]
-        if origin.op == "constant":
-            return self._operand(origin.name)
-        if origin.op == "node_input":
-            name = origin.attrs["input"]
-        else:
-            stored = self.context.stored[origin.name]
-            assert isinstance(stored, StoredRows)
-            name = stored.buffer
-        source = node.attrs["side"] == "src"
-
-        def value(e: Any, i: Any, c: Any) -> Any:
-            buffer = self.buffer(name)
-            row = self.indices[e] if source else i
-            return buffer[row, c] if len(buffer.shape) == 2 else buffer[row]
-
-        return value
-
-    def _op_reshape(self, node: Node) -> Column:
-        return self._operand(node.inputs[0])
-
-    def _op_gcn_norm(self, node: Node) -> Column:
+    def _norm(self, node: Node) -> Column:
         roots = self.buffer(degree_roots(self.context, node))
-        weight = self._norm_weight(node)
+        sources = self.graph_buffer(self.graph, "src")
+        weight = self.norm_weight(node)
 
-        def value(e: Any, i: Any, c: Any) -> Any:
-            first = product(roots[self.indices[e]], weight(e, i, 0), 1)
+        def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
+            first = product(roots[sources[e]], weight(e, i, c, lanes), 1)
             return first * roots[i]
 
         return value
 
-    def _norm_weight(self, node: Node) -> Column:
-        if len(node.inputs) > 1:
-            return self._operand(node.inputs[1])
+    def norm_weight(self, node: Node) -> Column:
+        """The weights that are normalised."""
+        if node.inputs:
+            return self.operand(node.inputs[0])
         fill = float(node.attrs.get("fill", 1.0))
         if fill == 1.0:
-            return lambda e, i, c: number(1.0)
+            return lambda e, i, c, lanes: number(1.0)
         edge_id = self.graph_buffer(self.graph, "edge_id")
-        return lambda e, i, c: choose(edge_id[e] >= 0, number(1.0), number(fill))
+        return lambda e, i, c, lanes: choose(edge_id[e] >= 0, number(1.0), number(fill))
 
-    def _segment_softmax(self, node: Node, begin: Any, degree: Any) -> None:
+    def _segment_softmax(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
         b = self.b
-        x = self._operand(node.inputs[0])
+        x = self.operand(node.inputs[0])
         out = self._declare(node)
         columns = node.columns
         best = self.reserve("float32", columns)
         total = self.reserve("float32", columns)
 
-        def start(c: Any) -> None:
-            self.save("float32", number(float("-inf")), best + c)
-            self.save("float32", number(0.0), total + c)
+        def begins(c: Any, lanes: int) -> None:
+            self.save("float32", number(float("-inf"), lanes), best + c, lanes)
+            self.save("float32", number(0.0, lanes), total + c, lanes)
 
-        self.each(columns, start)
-        for step in (self._softmax_max, self._softmax_power, self._softmax_share):
+        def largest(e: Any, c: Any, lanes: int) -> None:
+            value = maximum(self.load("float32", best + c, lanes), x(e, i, c, lanes))
+            self.save("float32", value, best + c, lanes)
+
+        def power(e: Any, c: Any, lanes: int) -> None:
+            value = b.let(maths.exp(x(e, i, c, lanes) - self.load("float32", best + c, lanes), lanes))
+            b.store(out, value, e, span(c, lanes))
+            self.save("float32", self.load("float32", total + c, lanes) + value, total + c, lanes)
+
+        def share(e: Any, c: Any, lanes: int) -> None:
+            divisor = self.load("float32", total + c, lanes) + number(1e-16, lanes)
+            b.store(out, out[e, span(c, lanes)] / divisor, e, span(c, lanes))
+
+        self._each(columns, begins)
+        for step in (largest, power, share):
             with b.loop(degree) as k:
                 e = b.let(begin + k)
-                self.each(columns, lambda c, e=e, step=step: step(x, out, e, c, best + c, total + c))
-
-    def _softmax_max(self, x: Column, out: Any, e: Any, c: Any, best: Any, total: Any) -> None:
-        self.save("float32", maximum(self.load("float32", best), x(e, None, c)), best)
-
-    def _softmax_power(self, x: Column, out: Any, e: Any, c: Any, best: Any, total: Any) -> None:
-        power = self.b.let(maths.exp(x(e, None, c) - self.load("float32", best), 1))
-        self.b.store(out, power, e, c)
-        self.save("float32", self.load("float32", total) + power, total)
-
-    def _softmax_share(self, x: Column, out: Any, e: Any, c: Any, best: Any, total: Any) -> None:
-        share = out[e, c] / (self.load("float32", total) + number(1e-16))
-        self.b.store(out, share, e, c)
+                self._each(columns, lambda c, lanes, e=e, step=step: step(e, c, lanes))
 
 
 def degree_roots(context: Context, node: Node) -> str:
-    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node."""
-    return context.add(f"roots.{node.name}", "float32", ("N",), "workspace")
+    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node, for the nodes of its graph."""
+    destinations = context.graphs[node.rows].inputs[3]
+    return context.add(f"roots.{node.name}", "float32", (destinations,), "workspace")
 
 
 class RootKernel(EdgeKernel):
     """``d^-1/2`` for the ``gcn_norm`` nodes of a stage."""
 
-    def body(self) -> None:
-        """Emit the statements."""
-        b = self.b
-        share = self.graph_buffer(self.graph, "partition")
-        self.indptr = self.graph_buffer(self.graph, "indptr")
-        with b.shared_loop(self.context.threads) as thread:
-            self.thread = thread
-            first = b.let(share[thread])
-            with b.loop(share[thread + 1] - first) as index:
-                i = b.let(first + index)
-                for node in self.stage.nodes:
-                    self._root(node, i)
+    def _row(self, i: Any, begin: Any, degree: Any) -> None:
+        for node in self.stage.nodes:
+            if node.op == "gcn_norm":
+                self._root(node, i, begin, degree)
 
-    def _root(self, node: Node, i: Any) -> None:
+    def _root(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
         b = self.b
-        weight = self._norm_weight(node)
-        begin = b.let(self.indptr[i])
-        total = b.registers(1, "float32")
-        if len(node.inputs) == 1 and float(node.attrs.get("fill", 1.0)) == 1.0:
+        if not node.inputs and float(node.attrs.get("fill", 1.0)) == 1.0:
             # ones add up to the degree, exactly as far as float32 counts
-            limit = const(2**24)
-            degree = minimum(self.indptr[i + 1] - begin, limit)
-            self._store_root(node, i, cast(degree, "float32"))
+            self._store_root(node, i, cast(minimum(degree, const(2**24)), "float32"))
             return
+        weight = self.norm_weight(node)
+        total = b.registers(1, "float32")
         b.store(total, number(0.0), 0)
-        with b.loop(self.indptr[i + 1] - begin) as k:
+        with b.loop(degree) as k:
             e = b.let(begin + k)
-            b.store(total, total[0] + weight(e, i, 0), 0)
+            b.store(total, total[0] + weight(e, i, 0, 1), 0)
         self._store_root(node, i, total[0])
 
     def _store_root(self, node: Node, i: Any, degree: Any) -> None:

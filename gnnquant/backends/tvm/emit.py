@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +41,6 @@ class Machine:
 
 def const(value: float, dtype: str = "int32") -> Any:
     """A scalar constant."""
-    from tvm import tirx
-
     return tirx.const(value, dtype)
 
 
@@ -50,8 +51,6 @@ def vector_type(dtype: str, lanes: int) -> str:
 
 def splat(value: Any, lanes: int) -> Any:
     """``lanes`` copies of a scalar."""
-    from tvm import tirx
-
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
@@ -67,23 +66,16 @@ def opaque(value: float, lanes: int = 1) -> Any:
 
 def span(start: Any, lanes: int) -> Any:
     """The index of ``lanes`` consecutive elements."""
-    from tvm import tirx
-
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
 
 
 def cast(value: Any, dtype: str, lanes: int = 1) -> Any:
     """Conversion by value."""
-    from tvm import tirx
-
     return tirx.Cast(vector_type(dtype, lanes), value)
 
 
 def bind(value: Any) -> Any:
     """Evaluate once, before the statement that is being built."""
-    from tvm import tirx
-    from tvm.tirx.script import builder as T
-
     if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
         return value
     return T.Bind(value)
@@ -91,15 +83,11 @@ def bind(value: Any) -> Any:
 
 def reinterpret(value: Any, dtype: str, lanes: int = 1) -> Any:
     """The same bits under another type."""
-    from tvm.tirx.script import builder as T
-
     return T.reinterpret(value, dtype=vector_type(dtype, lanes))
 
 
 def intrinsic(name: str, dtype: str, *arguments: Any) -> Any:
     """A pure LLVM intrinsic."""
-    from tvm.tirx.script import builder as T
-
     return T.call_llvm_pure_intrin(dtype, name, *arguments)
 
 
@@ -120,57 +108,41 @@ def unary(name: str, x: Any, lanes: int) -> Any:
 
 def maximum(x: Any, y: Any) -> Any:
     """``x > y ? x : y`` (y where either is not a number)."""
-    from tvm import tirx
-
     return tirx.Max(x, y)
 
 
 def minimum(x: Any, y: Any) -> Any:
     """``x < y ? x : y`` (y where either is not a number)."""
-    from tvm import tirx
-
     return tirx.Min(x, y)
 
 
 def choose(condition: Any, x: Any, y: Any) -> Any:
     """Elementwise choice; both sides are evaluated."""
-    from tvm import tirx
-
     return tirx.Select(condition, x, y)
 
 
 def shuffle(vectors: Sequence[Any], lanes: Sequence[int]) -> Any:
     """The given lanes of the concatenated ``vectors``."""
-    from tvm import tirx
-
     return tirx.Shuffle(list(vectors), [const(lane) for lane in lanes])
 
 
 def shift_left(x: Any, bits: int, dtype: str, lanes: int) -> Any:
     """``x << bits`` on integers."""
-    from tvm.tirx.script import builder as T
-
     return T.shift_left(x, splat(const(bits, dtype), lanes)) if bits else x
 
 
 def shift_right(x: Any, bits: int, dtype: str, lanes: int) -> Any:
     """``x >> bits``, arithmetic for signed types."""
-    from tvm.tirx.script import builder as T
-
     return T.shift_right(x, splat(const(bits, dtype), lanes)) if bits else x
 
 
 def all_of(*conditions: Any) -> Any:
     """Conjunction."""
-    from tvm import tirx
-
     return tirx.all(*conditions)
 
 
 def any_of(*conditions: Any) -> Any:
     """Disjunction."""
-    from tvm import tirx
-
     return tirx.any(*conditions)
 
 
@@ -182,6 +154,22 @@ def fold_max(value: Any, lanes: int) -> Any:
         value = maximum(low, high)
         lanes = half
     return value
+
+
+def transposed(rows: Sequence[Any], lanes: int) -> list[Any]:
+    """The columns of a square of vectors; ``rows`` should be bound."""
+    found = list(rows)
+    step = 1
+    while step < lanes:
+        # exchange the halves that are not on the diagonal in squares of twice ``step``
+        low = [lane if not lane & step else lanes + lane - step for lane in range(lanes)]
+        high = [lane + step if not lane & step else lanes + lane for lane in range(lanes)]
+        for i in range(lanes):
+            if not i & step:
+                pair = found[i], found[i + step]
+                found[i], found[i + step] = bind(shuffle(pair, low)), bind(shuffle(pair, high))
+        step *= 2
+    return found
 
 
 def _identifier(name: str) -> str:
@@ -202,8 +190,6 @@ class Builder:
 
     def size(self, name: str) -> Any:
         """The int32 variable ``name``, bound by the shape of some argument."""
-        from tvm import tirx
-
         if name not in self._sizes:
             self._sizes[name] = tirx.Var(name, "int32")
         return self._sizes[name]
@@ -213,8 +199,6 @@ class Builder:
 
         ``align`` is its alignment in bytes, 64 by default.
         """
-        from tvm.tirx.script import builder as T
-
         if name not in self._arguments:
             self._arguments[name] = T.Buffer(tuple(shape), dtype, align=align, buffer_name=_identifier(name))
         return self._arguments[name]
@@ -226,10 +210,6 @@ class Builder:
 
     def function(self, body: Callable[[], None]) -> Any:
         """The finished PrimFunc."""
-        from tvm import tirx
-        from tvm.script.ir_builder import IRBuilder
-        from tvm.tirx.script import builder as T
-
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name(self.name)
             T.func_attr({"global_symbol": self.name, "tirx.noalias": True})
@@ -242,16 +222,12 @@ class Builder:
     @contextmanager
     def loop(self, extent: Any) -> Iterator[Any]:
         """A serial loop from 0 (TVM miscompiles others)."""
-        from tvm.tirx.script import builder as T
-
         with T.serial(extent) as variable:
             yield variable
 
     @contextmanager
     def shared_loop(self, threads: int) -> Iterator[Any]:
         """A loop over threads, no loop for one."""
-        from tvm.tirx.script import builder as T
-
         if threads == 1:
             yield const(0)
         else:
@@ -259,25 +235,13 @@ class Builder:
                 yield variable
 
     @contextmanager
-    def repeat(self, condition: Any) -> Iterator[None]:
-        """A while loop."""
-        from tvm.tirx.script import builder as T
-
-        with T.While(condition):
-            yield
-
-    @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
         """Statements under a condition."""
-        from tvm.tirx.script import builder as T
-
         with T.If(condition), T.Then():
             yield
 
     def branch(self, condition: Any, then: Callable[[], None], other: Callable[[], None]) -> None:
         """Two alternatives."""
-        from tvm.tirx.script import builder as T
-
         with T.If(condition):
             with T.Then():
                 then()
@@ -290,29 +254,16 @@ class Builder:
 
     def store(self, buffer: Any, value: Any, *index: Any) -> None:
         """``buffer[index] = value``."""
-        from tvm.tirx.script import builder as T
-
         T.buffer_store(buffer, value, list(index))
 
     def registers(self, count: int, dtype: str, lanes: int = 1) -> Any:
         """A small array, indexed by constants only: LLVM keeps it in registers."""
-        from tvm.tirx.script import builder as T
-
         return T.alloc_buffer((count,), vector_type(dtype, lanes), scope="global")
 
     def prefetch(self, element: Any) -> None:
         """Ask for the cache line of ``element``; any address is harmless."""
-        from tvm.tirx.script import builder as T
-
         T.evaluate(T.Call("tirx.prefetch", [T.address_of(element), 0, 3, 1], ret_ty="void"))
 
     def lazy(self, condition: Any, x: Any, y: Any) -> Any:
         """Choice that evaluates one side."""
-        from tvm.tirx.script import builder as T
-
         return T.if_then_else(condition, x, y)
-
-    cast = staticmethod(cast)
-    choose = staticmethod(choose)
-    all = staticmethod(all_of)
-    any = staticmethod(any_of)

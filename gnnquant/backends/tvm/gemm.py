@@ -1,5 +1,5 @@
 """Matrix products of a block of rows with a constant weight."""
-# ruff: noqa: C901, PLR0915, PLR0917
+# ruff: noqa: C901, PLR0917
 # Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
 
+from gnnquant.backends.tvm.codes import clear
 from gnnquant.backends.tvm.context import fail
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -34,6 +36,8 @@ from gnnquant.backends.tvm.layout import (
 from gnnquant.backends.tvm.values import Codes, Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gnnquant.backends.tvm.context import Context
     from gnnquant.backends.tvm.emit import Machine
     from gnnquant.backends.tvm.rows import RowKernel
@@ -94,11 +98,15 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
     return context.weights[key]
 
 
-def integer_gemm(kernel: RowKernel, node: Node, q: Codes) -> Rows:
-    """``(f32(sum_k (2u - zero2) w) * (s / 2)) * c``."""
+def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
+    """The op ``gemm``: ``(f32(sum_k (2u - zero2) w) * (s / 2)) * c``."""
     context, machine, lanes = kernel.context, kernel.machine, kernel.lanes
     name = node.attrs["weight"]
     weight = context.graph.weights[name]
+    q = kernel.codes(node.inputs[0])
+    parts = int(np.prod(context.nodes[node.inputs[0]].shape[:-1]))
+    if parts != 1:
+        q = _split(kernel, q, parts)
     integers = weight.integers.astype(np.int64)
     levels, largest = 2**q.bits - 1, int(np.abs(integers).max(initial=0))
     _check(node, weight, integers, q)
@@ -107,7 +115,7 @@ def integer_gemm(kernel: RowKernel, node: Node, q: Codes) -> Rows:
     group = 4 if machine.bytes and reach >= 4 else 2
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
-    total = kernel.reserve("int32", kernel.block * stride)
+    total = kernel.reserve("int32", q.size * stride)
     sparse = q.zero2 == 0 and layout.inputs >= SPARSE_INPUTS and layout.outputs >= 4 * lanes
     if sparse:
         _sparse(kernel, q, layout, name, reach, total, stride)
@@ -127,7 +135,71 @@ def integer_gemm(kernel: RowKernel, node: Node, q: Codes) -> Rows:
         half = splat(q.scale(r) * number(0.5), width)
         return product(cast(value, "float32", width) * half, kernel.pool(scale + j, width), width)
 
-    return Rows(layout.outputs, True, at)
+    if parts == 1:
+        return Rows(layout.outputs, True, at)
+    return _join(kernel, parts, layout.outputs, at)
+
+
+def _split(kernel: RowKernel, q: Codes, parts: int) -> Codes:
+    """Every row of codes as ``parts`` rows, with zeros behind each."""
+    columns = q.columns // parts
+    stride = round_up(columns + 64, 64)
+    start = kernel.reserve("uint8", q.size * parts * stride)
+
+    def row(r: Any) -> None:
+        def part(a: Any) -> None:
+            place, origin = start + (r * parts + a) * stride, q.start + r * q.stride + a * columns
+            clear(kernel, place + columns, stride - columns)
+            kernel.columns(
+                columns,
+                False,
+                lambda j, lanes: kernel.save(
+                    "uint8", kernel.load("uint8", origin + j, lanes), place + j, lanes
+                ),
+                width=4,
+            )
+
+        kernel.each(parts, part)
+
+    kernel.each_row(row)
+    return Codes(
+        columns,
+        q.bits,
+        q.zero2,
+        start,
+        stride,
+        q.size * parts,
+        q.rows * parts,
+        lambda r: q.scale(r // parts),
+        q.fixed,
+    )
+
+
+def _join(kernel: RowKernel, parts: int, outputs: int, at: Callable[[Any, Any, int], Any]) -> Rows:
+    """Rows of which each is ``parts`` rows of ``at``."""
+    rows, save = kernel.local(parts * outputs)
+
+    def row(r: Any) -> None:
+        def part(a: Any) -> None:
+            kernel.columns(
+                outputs,
+                False,
+                lambda j, lanes: save(r, a * outputs + j, at(r * parts + a, j, lanes), lanes),
+            )
+
+        kernel.each(parts, part)
+
+    kernel.each_row(row)
+    return rows
+
+
+def _each_row(kernel: RowKernel, q: Codes, body: Callable[[Any], None]) -> None:
+    """``body(r)`` for the rows of codes that there are."""
+    if q.size == 1:
+        body(0)
+    else:
+        with kernel.b.loop(q.rows) as r:
+            body(r)
 
 
 def _padded(values: Any, size: int) -> Any:
@@ -164,9 +236,9 @@ def _dense(
     b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
     group = layout.group
     dense = kernel.buffer(f"dense{group}.{name}")
-    tall = 4 if kernel.block % 4 == 0 else kernel.block
+    tall = next(rows for rows in (4, 3, 2, 1) if q.size % rows == 0)
     wide = layout.block // lanes
-    words = kernel.reserve("uint16", kernel.block * q.stride) if group == 2 else 0
+    words = kernel.reserve("uint16", q.size * q.stride) if group == 2 else 0
     if group == 2:
         _widen(kernel, q, layout, words)
 
@@ -196,8 +268,6 @@ def _dense(
             first = index * length
             count: Any = length
             if slices > 1:
-                from tvm import tirx
-
                 count = tirx.min(const(length), layout.words - first)
             with b.loop(count) as step:
                 k = first + step
@@ -236,7 +306,7 @@ def _dense(
 
     kernel.each(
         layout.padded // layout.block,
-        lambda panel: kernel.each(kernel.block // tall, lambda above: tile(above, panel)),
+        lambda panel: kernel.each(q.size // tall, lambda above: tile(above, panel)),
     )
 
 
@@ -253,7 +323,7 @@ def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> Non
 
         kernel.each(-(-count // width), some)
 
-    kernel.each_row(row)
+    _each_row(kernel, q, row)
 
 
 def _sparse(
@@ -268,9 +338,9 @@ def _sparse(
     """Skip zero codes where most codes of the block are zero, else do all."""
     b = kernel.b
     pitch = round_up(layout.inputs + 16, 32)
-    index = kernel.reserve("uint16", kernel.block * pitch)
-    value = kernel.reserve("uint8" if layout.group == 4 else "uint16", kernel.block * pitch)
-    count = kernel.reserve("int32", kernel.block)
+    index = kernel.reserve("uint16", q.size * pitch)
+    value = kernel.reserve("uint8" if layout.group == 4 else "uint16", q.size * pitch)
+    count = kernel.reserve("int32", q.size)
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
 
@@ -278,7 +348,7 @@ def _sparse(
         _compress(kernel, q, layout, r, index + r * pitch, value + r * pitch, count + r)
         b.store(found, found[0] + kernel.load("int32", count + r), 0)
 
-    kernel.each_row(scan)
+    _each_row(kernel, q, scan)
 
     def skip() -> None:
         def row(r: Any) -> None:
@@ -291,10 +361,10 @@ def _sparse(
                 (index + r * pitch, value + r * pitch, pairs, total + r * stride),
             )
 
-        kernel.each_row(row)
+        _each_row(kernel, q, row)
 
     b.branch(
-        found[0] * SPARSE_SHARE <= kernel.rows * layout.inputs,
+        found[0] * SPARSE_SHARE <= q.rows * layout.inputs,
         skip,
         lambda: _dense(kernel, q, layout, name, reach, total, stride),
     )
@@ -414,8 +484,6 @@ def _pairs(
                 pair(p)
             flush(False)
             return
-        from tvm import tirx
-
         clear()
         with b.loop(tirx.min(pairs, const(reach))) as p:
             pair(p)
@@ -459,22 +527,26 @@ def _store_sums(kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any
         kernel.save("int32", value, place + begin, lanes)
 
 
-def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
-    """``x W`` in float32 with fused multiply-adds: the baseline that low bits are measured against."""
-    from tvm import tirx
-
+def float_gemm(kernel: RowKernel, node: Node) -> Rows:
+    """The op ``float_gemm``, with fused multiply-adds: the baseline that low bits are measured against."""
     b, context, lanes = kernel.b, kernel.context, kernel.lanes
     array = context.graph.constants[node.attrs["array"]]
     inputs, outputs = array.shape
+    x = kernel.solid(kernel.float_rows(node.inputs[0]))
+    shape = context.nodes[node.inputs[0]].shape
+    if shape[-1] != inputs:
+        raise fail(node, f"its weight has {inputs} inputs, its operand {shape[-1]} columns")
+    parts = int(np.prod(shape[:-1]))
+    size = kernel.block * parts
     block = lanes if outputs <= lanes else 2 * lanes
     padded = round_up(outputs, block)
     name = f"panels.{node.attrs['array']}"
     context.constants[name] = panels(array, padded, block)
     context.add(name, "float32", context.constants[name].shape, "constant")
     weight = kernel.buffer(name)
-    tall, wide = (6 if kernel.block % 6 == 0 else 1), block // lanes
+    tall, wide = next(rows for rows in (6, 4, 3, 2, 1) if size % rows == 0), block // lanes
     stride = round_up(padded, 16) + 16
-    start = kernel.reserve("float32", kernel.block * stride)
+    start = kernel.reserve("float32", size * stride)
 
     def place(above: Any, r: int, panel: Any, c: int) -> Any:
         return start + (above * tall + r) * stride + panel * block + c * lanes
@@ -485,22 +557,27 @@ def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
             for c in range(wide):
                 b.store(acc, kernel.load("float32", place(above, r, panel, c), lanes), r * wide + c)
         # rows beyond the last are computed again from it: they are never stored
-        rows = [b.let(tirx.min(above * tall + r, kernel.last - kernel.base)) for r in range(tall)]
+        places = []
+        for r in range(tall):
+            row = above * tall + r
+            outer, part_ = (row, 0) if parts == 1 else (row // parts, row % parts)
+            places.append((b.let(tirx.min(outer, kernel.last - kernel.base)), part_ * inputs))
         with b.loop(count) as step:
             k = first + step
             columns = [b.let(weight[panel, k, span(c * lanes, lanes)]) for c in range(wide)]
             for r in range(tall):
-                value = b.let(splat(x.at(rows[r], k, 1), lanes))
+                outer, begin = places[r]
+                value = b.let(splat(x.at(outer, begin + k, 1), lanes))
                 for c in range(wide):
                     b.store(acc, acc[r * wide + c] + value * columns[c], r * wide + c)
         for r in range(tall):
             for c in range(wide):
                 kernel.save("float32", acc[r * wide + c], place(above, r, panel, c), lanes)
 
-    def clear(i: Any) -> None:
+    def empty(i: Any) -> None:
         kernel.save("float32", splat(number(0.0), lanes), start + i * lanes, lanes)
 
-    kernel.each(kernel.block * stride // lanes, clear)
+    kernel.each(size * stride // lanes, empty)
 
     def part(index: Any) -> None:
         first = index * FLOAT_PANEL
@@ -509,7 +586,7 @@ def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
             count = b.let(tirx.min(const(FLOAT_PANEL), inputs - first))
         kernel.each(
             padded // block,
-            lambda panel: kernel.each(kernel.block // tall, lambda above: tile(above, panel, first, count)),
+            lambda panel: kernel.each(size // tall, lambda above: tile(above, panel, first, count)),
         )
 
     kernel.each(-(-inputs // FLOAT_PANEL), part)
@@ -517,4 +594,4 @@ def float_gemm(kernel: RowKernel, node: Node, x: Rows) -> Rows:
     def at(r: Any, j: Any, width: int) -> Any:
         return kernel.load("float32", start + r * stride + j, width)
 
-    return Rows(outputs, True, at, True)
+    return Rows(outputs, True, at, True) if parts == 1 else _join(kernel, parts, outputs, at)

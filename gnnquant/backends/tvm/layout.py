@@ -106,18 +106,6 @@ class CodeLayout:
         """Head of a group."""
         return 0 if self.heads == 1 else group // self.head_groups
 
-    def pack(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Codes [N, columns] as stored [N, row_bytes]: what the kernels write, for tests."""
-        out = np.zeros((codes.shape[0], self.chunks, self.chunk_bytes), dtype=np.uint8)
-        words = out if self.bits == 8 else out.view(np.uint16)
-        for group in range(self.groups):
-            start = self.column(group)
-            stop = min(start + self.lanes, (group // self.head_groups + 1) * self.head_columns)
-            chunk, position = divmod(group, self.per_chunk)
-            part = codes[:, start:stop].astype(words.dtype)
-            words[:, chunk, : stop - start] |= part << np.array(position * self.bits, words.dtype)
-        return out.reshape(codes.shape[0], -1)
-
 
 def code_layout(bits: int, heads: int, columns: int, lanes: int) -> CodeLayout:
     """The layout for rows of ``columns`` codes in ``heads`` heads on vectors of ``lanes`` floats."""

@@ -44,7 +44,7 @@ def exp(x: Any, lanes: int) -> Any:
     return product(y, power, lanes)
 
 
-def log(x: Any, lanes: int = 1) -> Any:
+def log(x: Any, lanes: int) -> Any:
     """``exact_math.log``."""
 
     def constant(value: int) -> Any:
@@ -66,8 +66,10 @@ def log(x: Any, lanes: int = 1) -> Any:
     return (f + y) + product(e, number(exact_math.LN2_HIGH, lanes), lanes)
 
 
-def elementwise(op: str, x: Any, y: Any, lanes: int) -> Any:
-    """An elementwise operation; ``y`` is the second operand or the scalar, where there is one."""
+def elementwise(op: str, operands: list[Any], lanes: int) -> Any:
+    """An elementwise operation; the scalar, where there is one, is the last operand."""
+    x, *others = operands
+    y = others[0] if others else None
     zero, one = number(0.0, lanes), number(1.0, lanes)
     if op in ("leaky_relu", "elu", "tanh", "relu"):
         x = bind(x)
@@ -81,8 +83,24 @@ def elementwise(op: str, x: Any, y: Any, lanes: int) -> Any:
         return product(x, y, lanes)
     if op == "div":
         return x / y
+    if op == "rdiv":
+        return y / x
+    if op in ("maximum", "minimum"):
+        return (maximum if op == "maximum" else minimum)(x, y)
+    if op == "eq":
+        return choose(x == y, one, zero)
+    if op == "lt":
+        return choose(x < y, one, zero)
+    if op == "le":
+        return choose(x <= y, one, zero)
+    if op == "where":
+        return choose(x != zero, y, others[1])
     if op == "neg":
         return _negate(x, lanes)
+    if op == "abs":
+        return unary("llvm.fabs", x, lanes)
+    if op in ("sqrt", "floor"):
+        return unary(f"llvm.{op}", x, lanes)
     if op == "relu":
         return maximum(x, zero)
     if op == "leaky_relu":
@@ -91,6 +109,8 @@ def elementwise(op: str, x: Any, y: Any, lanes: int) -> Any:
         return choose(x > zero, x, product(y, exp(x, lanes) - one, lanes))
     if op == "exp":
         return exp(x, lanes)
+    if op == "log":
+        return log(x, lanes)
     if op == "sigmoid":
         return one / (one + exp(_negate(x, lanes), lanes))
     if op == "tanh":

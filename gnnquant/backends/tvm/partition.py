@@ -1,23 +1,43 @@
 """Which kernel computes which node.
 
-Row values that need no other row are computed together. An aggregation reads other rows, so that it
-starts a new *level*; edge values of level l are computed between the row kernels l - 1 and l.
+Nodes of one *family* (a kind of kernel over the rows of one space) that read no other rows are
+computed together. What reads rows of another space, or other rows of its own, must wait until they are
+finished: it is computed by a later kernel. Kernels run in the order of their *levels*, and within one
+level in the order of their kinds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from gnnquant.errors import BackendError
+from gnnquant.integer_graph import ELEMENTWISE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gnnquant.integer_graph import IntegerGraph, Node
 
-SPARSE_READS = frozenset({"spmm", "float_spmm", "gather"})
-"""Operations whose first operand is read at other rows."""
-FREE = frozenset({"node_input", "constant", "reshape"})
-"""Operations that cost nothing to repeat."""
+VIRTUAL = frozenset({"input", "constant", "from_index", "lookup", "reshape", "gather"})
+"""Operations that no kernel computes: whoever reads them reads what they stand for."""
+EDGE_ROWS, EDGE_VALUES, ROWS, TOTALS = range(4)
+"""Kinds of kernels: blocks of edges, values of one edge after the other, blocks of rows, sums over all."""
+NARROW = 16
+"""Most columns of an elementwise value that is computed edge after edge beside a softmax."""
+
+
+class Family(NamedTuple):
+    """Nodes that one kernel may compute together; families of one level run in this order.
+
+    Attributes:
+        kind: ``EDGE_ROWS``, ``EDGE_VALUES``, ``ROWS`` or ``TOTALS``.
+        moving: Whether an input's values reach them; the others follow from the index program alone.
+        rows: Their space.
+    """
+
+    kind: int
+    moving: bool
+    rows: str
 
 
 @dataclass
@@ -25,110 +45,161 @@ class Stage:
     """One kernel: the nodes that it computes, in order, and what others need of them."""
 
     level: int
-    rows: str
+    family: Family
     nodes: list[Node] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
 
 
 def stages(graph: IntegerGraph) -> list[Stage]:
-    """Kernels in execution order: for each level the edge kernels, then the row kernel.
+    """Kernels in execution order.
 
-    ``FREE`` nodes belong to no stage; whoever reads them resolves them.
+    What leaves a kernel is exported: values that others read, and outputs that a kernel of another
+    kind has to copy (see :func:`written_in_place`).
     """
-    level = _levels(graph)
-    _sink(graph, level)
-    found: dict[tuple[int, int, str], Stage] = {}
-    for node in graph.nodes:
-        if node.op == "graph" or (node.op in FREE and node.rows == "node"):
-            continue
-        key = (level[node.name], 1 if node.rows == "node" else 0, node.rows)
-        stage = found.setdefault(key, Stage(level[node.name], node.rows))
-        stage.nodes.append(node)
-    home = {node.name: key for key, stage in found.items() for node in stage.nodes}
-    for node in graph.nodes:
-        if node.name not in home:
-            continue
-        for operand in node.inputs:
-            origin = resolve(graph, operand)
-            if origin not in home:
-                continue
-            crosses = home[origin] != home[node.name]
-            if crosses or (node.op in SPARSE_READS and operand == node.inputs[0]):
-                stage = found[home[origin]]
-                if origin not in stage.exports:
-                    stage.exports.append(origin)
+    partition = _Partition(graph)
+    partition.sink()
+    found: dict[tuple[int, Family], Stage] = {}
+    for node in partition.computed:
+        key = partition.level[node.name], partition.family[node.name]
+        found.setdefault(key, Stage(*key)).nodes.append(node)
+    home = {node.name: stage for stage in found.values() for node in stage.nodes}
+    for node in partition.computed:
+        for source, elsewhere in partition.reads[node.name]:
+            stage = home[source.name]
+            crosses = elsewhere or stage is not home[node.name]
+            if crosses and source.name not in stage.exports:
+                stage.exports.append(source.name)
+    for name in graph.outputs:
+        origin = resolve(graph, name)
+        stage_ = home.get(origin)
+        if stage_ is not None and not written_in_place(stage_, origin) and origin not in stage_.exports:
+            stage_.exports.append(origin)
     return [found[key] for key in sorted(found)]
 
 
+def written_in_place(stage: Stage, name: str) -> bool:
+    """Whether a kernel writes an output itself: it runs in every call, and has the output's rows."""
+    if stage.family.kind not in (ROWS, EDGE_ROWS) or not stage.family.moving:
+        return False
+    return all(node.name != name or node.op != "segment_reduce" for node in stage.nodes)
+
+
 def resolve(graph: IntegerGraph, name: str) -> str:
-    """``name`` without reshapes of node rows: the node that computes its columns."""
+    """``name`` without reshapes: the node that has its columns."""
     node = graph[name]
-    while node.op == "reshape" and node.rows == "node":
+    while node.op == "reshape":
         node = graph[node.inputs[0]]
     return node.name
 
 
-def _levels(graph: IntegerGraph) -> dict[str, int]:
-    level: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "graph":
-            continue
-        best = 0
+class _Partition:
+    """Families and levels of the nodes that kernels compute.
+
+    Attributes:
+        computed: These nodes.
+        reads: What each reads of others: the node, and whether it must be finished.
+        family: The family of each.
+        level: The level of each.
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        self.graph = graph
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.graphs = {node.name for node in graph.index if node.op == "graph"}
+        self.computed = [node for node in graph.nodes if node.op not in VIRTUAL]
+        self.reads = {node.name: list(self._reads(node)) for node in self.computed}
+        self.family = self._families()
+        self.level: dict[str, int] = {}
+        for node in self.computed:
+            steps = [self._after(node, source, elsewhere) for source, elsewhere in self.reads[node.name]]
+            self.level[node.name] = max(steps, default=0)
+
+    def _reads(self, node: Node) -> Iterator[tuple[Node, bool]]:
         for position, operand in enumerate(node.inputs):
-            source = graph[operand]
-            if source.op == "graph":
-                continue
-            crossing = source.rows == "node" and (
-                node.rows != "node" or (node.op in SPARSE_READS and position == 0)
-            )
-            # inputs and constants exist before everything
-            step = 1 if crossing and graph[resolve(graph, operand)].op not in FREE else 0
             # the degrees of a normalisation are summed before its edges are
-            if node.op == "gcn_norm" and source.op != "edge_input":
-                step = 1
-            best = max(best, level[operand] + step)
-        level[node.name] = best
-        if node.rows not in ("node", "") and graph[node.rows].op != "graph":
-            raise BackendError(f"tvm backend: {node.name!r} has rows of {node.rows!r}, no graph")
-    return level
+            elsewhere = node.op == "gcn_norm" or (node.op in ("spmm", "float_spmm") and position == 0)
+            source = self.nodes[operand]
+            while source.op in ("reshape", "gather"):
+                elsewhere |= source.op == "gather"
+                source = self.nodes[source.inputs[0]]
+            if source.op not in VIRTUAL:
+                yield source, elsewhere
 
+    def _after(self, node: Node, source: Node, elsewhere: bool) -> int:
+        """The lowest level of ``node``, given that of what it reads."""
+        mine, its = self.family[node.name], self.family[source.name]
+        if mine == its and not elsewhere:
+            return self.level[source.name]
+        return self.level[source.name] + int(its[:2] >= mine[:2])
 
-def _sink(graph: IntegerGraph, level: dict[str, int]) -> None:
-    """Move row nodes to the level of their first reader where less crosses kernels that way."""
-    by_reader: dict[str, list[tuple[Node, int]]] = {node.name: [] for node in graph.nodes}
-    for node in graph.nodes:
-        for position, operand in enumerate(node.inputs):
-            by_reader[operand].append((node, position))
+    def _families(self) -> dict[str, Family]:
+        moving: dict[str, bool] = {}
+        for node in self.graph.nodes:
+            moving[node.name] = node.op == "input" or any(moving[name] for name in node.inputs)
+        values = self._edge_values()
+        found = {}
+        for node in self.computed:
+            kind, rows = ROWS, node.rows
+            if node.op == "segment_reduce":
+                kind, rows = EDGE_ROWS, node.attrs["graph"]
+            elif node.op == "row_reduce":
+                kind, rows = TOTALS, self.nodes[node.inputs[0]].rows
+            elif node.rows in self.graphs:
+                kind = EDGE_VALUES if node.name in values else EDGE_ROWS
+            found[node.name] = Family(kind, moving[node.name], rows)
+        return found
 
-    def crosses(name: str, after: int) -> bool:
-        """Whether ``name`` is stored for a reader at a level above ``after``."""
-        if graph[name].op in FREE and graph[name].op != "reshape":
-            return True
-        return any(
-            (graph[user.name].op == "reshape" and crosses(user.name, after))
-            or level[user.name] > after
-            or user.rows != "node"
-            for user, _ in by_reader[name]
-        )
+    def _edge_values(self) -> set[str]:
+        """Softmaxes and normalisations, and narrow values that only lead to or only follow from them."""
 
-    for node in reversed(graph.nodes):
-        readers = by_reader[node.name]
-        if node.rows != "node" or node.op == "graph" or node.name in graph.outputs or not readers:
-            continue
-        here = level[node.name]
-        fixed = any(
-            user.rows != "node" or (user.op in SPARSE_READS and position == 0) for user, position in readers
-        )
-        first = min(level[user.name] for user, _ in readers)
-        if fixed or first <= here:
-            continue
-        cost = sum(
-            _bytes(graph[operand])
-            for operand in set(node.inputs)
-            if graph[operand].op != "graph" and not crosses(operand, first - 1)
-        )
-        if cost <= _bytes(node) or node.op in FREE:
-            level[node.name] = first
+        def narrow(node: Node) -> bool:
+            return node.op in ELEMENTWISE and node.rows in self.graphs and node.columns <= NARROW
+
+        found: set[str] = set()
+        readers: dict[str, list[tuple[Node, bool]]] = {node.name: [] for node in self.computed}
+        for node in self.computed:
+            sources = [source for source, _ in self.reads[node.name]]
+            for source, elsewhere in self.reads[node.name]:
+                readers[source.name].append((node, elsewhere))
+            follows = bool(sources) and all(
+                source.name in found and source.rows == node.rows for source in sources
+            )
+            if node.op in ("gcn_norm", "segment_softmax") or (narrow(node) and follows):
+                found.add(node.name)
+        for node in reversed(self.computed):
+            after = readers[node.name]
+            leads = bool(after) and all(
+                user.name in found and user.rows == node.rows and not elsewhere for user, elsewhere in after
+            )
+            if narrow(node) and leads:
+                found.add(node.name)
+        return found
+
+    def sink(self) -> None:
+        """Move nodes to the level of their first reader where less crosses kernels that way."""
+        readers: dict[str, list[tuple[Node, bool]]] = {node.name: [] for node in self.computed}
+        for node in self.computed:
+            for source, elsewhere in self.reads[node.name]:
+                away = elsewhere or self.family[source.name] != self.family[node.name]
+                readers[source.name].append((node, away))
+        outputs = {resolve(self.graph, name) for name in self.graph.outputs}
+
+        def crosses(name: str, after: int) -> bool:
+            """Whether ``name`` is stored for a reader at a level above ``after``."""
+            return any(away or self.level[user.name] > after for user, away in readers[name])
+
+        for node in reversed(self.computed):
+            after = readers[node.name]
+            pinned = node.name in outputs or node.op in ("segment_reduce", "row_reduce")
+            if pinned or not after or any(away for _, away in after):
+                continue
+            first = min(self.level[user.name] for user, _ in after)
+            if first <= self.level[node.name]:
+                continue
+            sources = {source.name: source for source, _ in self.reads[node.name]}
+            cost = sum(_bytes(source) for source in sources.values() if not crosses(source.name, first - 1))
+            if cost <= _bytes(node):
+                self.level[node.name] = first
 
 
 def _bytes(node: Node) -> float:

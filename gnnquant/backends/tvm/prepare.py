@@ -4,10 +4,6 @@ Signatures (all buffers contiguous and 64-byte aligned, called as ``module[name]
 return nothing). E is the number of given edges, N the number of nodes, E' the number of edges of
 the graph with the self-loops of its mode; ``P >= GRAPH_PADDING``::
 
-    graph_check(edge_index int64 [2, E], num_nodes int64 [1], status int64 [2])
-        status[0]: 0 fine, 1 an index is negative, 2 an index is >= N
-        status[1]: flat position of the first offender in row-major [2, E] order (0 when fine):
-                   below E it is a source, else a destination
     graph_count(edge_index int64 [2, E], indptr int32 [N + 1], mode int32 [1])
         writes all of indptr; E' = indptr[N]
     graph_fill(edge_index int64 [2, E], indptr int32 [N + 1], indices int32 [E' + P],
@@ -15,8 +11,8 @@ the graph with the self-loops of its mode; ``P >= GRAPH_PADDING``::
         writes all of indices and edge_id, padding (zeros) included; cursor is scratch
 
 ``mode[0]`` is the position of the graph's ``loops`` in ``integer_graph.LOOPS`` (0 keep, 1 remove,
-2 add, 3 replace, 4 remaining). Call ``graph_check`` first: the other two trust the indices. Row i of
-the result holds the edges with destination ``edge_index[1, e] == i`` in the order in which they
+2 add, 3 replace, 4 remaining). Indices must be in range: the index program checks them. Row i of the
+result holds the edges with destination ``edge_index[1, e] == i`` in the order in which they
 were given, ``indices`` their sources and ``edge_id`` their positions e; an appended self-loop is
 the last of its row with ``edge_id`` -1, or, in mode "remaining", the position of the last self-loop
 of that node that was removed (-1 where there was none). E = 0 and N = 1 are fine, E' must stay below
@@ -27,37 +23,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gnnquant.backends.tvm.emit import Builder, const
+from gnnquant.backends.tvm.emit import Builder, all_of, any_of, cast, choose, const
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 KEEP, REMOVE, ADD, REPLACE, REMAINING = range(5)
-
-
-def graph_check() -> Any:
-    """PrimFunc: find the first index outside ``0 .. N - 1``."""
-    b = Builder("graph_check")
-    edges = b.size("edges")
-    index = b.argument("edge_index", (2, edges), "int64")
-    count = b.argument("num_nodes", (1,), "int64")
-    status = b.argument("status", (2,), "int64")
-
-    def body() -> None:
-        b.store(status, const(0, "int64"), 0)
-        b.store(status, const(0, "int64"), 1)
-        # from the end, so that the first offender is the last one written
-        for side in (1, 0):
-            with b.loop(edges) as e:
-                at = b.let(edges - 1 - e)
-                value = b.let(index[side, at])
-                with b.when(b.any(value < const(0, "int64"), value >= count[0])):
-                    kind = b.choose(value < const(0, "int64"), const(1, "int64"), const(2, "int64"))
-                    b.store(status, kind, 0)
-                    offset = b.cast(at, "int64") + const(side, "int64") * b.cast(edges, "int64")
-                    b.store(status, offset, 1)
-
-    return b.function(body)
 
 
 def graph_count() -> Any:
@@ -69,14 +40,14 @@ def graph_count() -> Any:
     mode = b.argument("mode", (1,), "int32")
 
     def body() -> None:
-        drop = b.let(_drops(b, mode[0]))
-        appended = b.let(b.choose(mode[0] >= ADD, const(1), const(0)))
+        drop = b.let(_drops(mode[0]))
+        appended = b.let(choose(mode[0] >= ADD, const(1), const(0)))
         b.store(indptr, const(0), 0)
         with b.loop(ends - 1) as i:
             b.store(indptr, appended, i + 1)
         with b.loop(edges) as e:
-            target = b.let(b.cast(index[1, e], "int32"))
-            kept = b.choose(b.all(drop > 0, index[0, e] == index[1, e]), const(0), const(1))
+            target = b.let(cast(index[1, e], "int32"))
+            kept = choose(all_of(drop > 0, index[0, e] == index[1, e]), const(0), const(1))
             b.store(indptr, indptr[target + 1] + kept, target + 1)
         with b.loop(ends - 1) as i:
             b.store(indptr, indptr[i] + indptr[i + 1], i + 1)
@@ -97,15 +68,15 @@ def graph_fill() -> Any:
     mode = b.argument("mode", (1,), "int32")
 
     def body() -> None:
-        drop = b.let(_drops(b, mode[0]))
+        drop = b.let(_drops(mode[0]))
         with b.loop(nodes) as i:
             b.store(cursor, indptr[i], i)
             with b.when(mode[0] >= ADD):
                 b.store(indices, i, indptr[i + 1] - 1)
                 b.store(edge_id, const(-1), indptr[i + 1] - 1)
         with b.loop(edges) as e:
-            target = b.let(b.cast(index[1, e], "int32"))
-            source = b.let(b.cast(index[0, e], "int32"))
+            target = b.let(cast(index[1, e], "int32"))
+            source = b.let(cast(index[0, e], "int32"))
 
             def keep() -> None:
                 slot = b.let(cursor[target])
@@ -117,7 +88,7 @@ def graph_fill() -> Any:
                 with b.when(mode[0] == REMAINING):
                     b.store(edge_id, e, indptr[target + 1] - 1)
 
-            b.branch(b.all(drop > 0, source == target), dropped, keep)
+            b.branch(all_of(drop > 0, source == target), dropped, keep)
         with b.loop(total - indptr[ends - 1]) as i:
             b.store(indices, const(0), indptr[ends - 1] + i)
             b.store(edge_id, const(0), indptr[ends - 1] + i)
@@ -125,13 +96,12 @@ def graph_fill() -> Any:
     return b.function(body)
 
 
-def _drops(b: Builder, mode: Any) -> Any:
+def _drops(mode: Any) -> Any:
     """1 where ``mode`` removes given self-loops."""
-    return b.choose(b.any(mode == REMOVE, mode >= REPLACE), const(1), const(0))
+    return choose(any_of(mode == REMOVE, mode >= REPLACE), const(1), const(0))
 
 
 KERNELS: dict[str, Callable[[], Any]] = {
-    "graph_check": graph_check,
     "graph_count": graph_count,
     "graph_fill": graph_fill,
 }

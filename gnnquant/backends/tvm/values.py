@@ -1,4 +1,4 @@
-"""Values of a row kernel: how an operand is read for row r of the current block."""
+"""Values of a kernel: how an operand is read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class Rows:
 
     Attributes:
         columns: Columns of a row.
-        padded: Whether whole vectors may be read beyond the last column.
-        at: ``at(r, first column, lanes)`` as an expression.
+        padded: Whether whole vectors may be read beyond the last column, from multiples of a vector on.
+        at: ``at(r, first column, lanes)`` as an expression; r is a row of the space (``Kernel.reader``)
+            or of the current block (``RowKernel``).
         loaded: Whether ``at`` is a mere load.
     """
 
@@ -28,7 +29,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Codes:
-    """Quantized rows with one byte per column in scratch.
+    """Quantized rows of a block, one byte per column in scratch.
 
     Attributes:
         columns: Columns of a row.
@@ -36,6 +37,8 @@ class Codes:
         zero2: Doubled zero point.
         start: Scratch offset of row 0.
         stride: Bytes between rows.
+        size: Rows that there is room for.
+        rows: Rows that there are.
         scale: ``scale(r)`` as a float expression.
         fixed: The scale where it is one number for all rows.
     """
@@ -45,5 +48,7 @@ class Codes:
     zero2: int
     start: int
     stride: int
+    size: int
+    rows: Any
     scale: Callable[[Any], Any]
     fixed: float | None = None

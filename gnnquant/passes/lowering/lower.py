@@ -1,4 +1,4 @@
-"""Lowering: every fx node of a converted model becomes nodes of the integer graph."""
+"""Lowering: every fx node of a converted model is interpreted on abstract values."""
 
 from __future__ import annotations
 
@@ -9,109 +9,97 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import GraphInput
-from gnnquant.passes.lowering.emitter import Emitter, describe
-from gnnquant.passes.lowering.rules import FUNCTION_RULES, METHOD_RULES, lower_module
-from gnnquant.passes.lowering.values import EdgeIndex, Rows
+from gnnquant.integer_graph import ONE
+from gnnquant.passes.lowering.assemble import assemble
+from gnnquant.passes.lowering.in_place import seen_elsewhere
+from gnnquant.passes.lowering.inputs import read_inputs
+from gnnquant.passes.lowering.program import Program
+from gnnquant.passes.lowering.rules import find_function_rule, find_method_rule, find_module_rule
+from gnnquant.passes.lowering.rules.refused import RANDOM_NAMES
+from gnnquant.passes.lowering.values import Adjacency, Index, Rows, Size, depends_on_inputs
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
+    from gnnquant.tracing import TracedModule
 
-EDGE_INPUTS = ("edge_weight", "edge_attr")
+FLOAT_BITS = 32
 
 
 @torch.no_grad()
-def lower(module: fx.GraphModule) -> IntegerGraph:
+def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
     """The integer graph of a converted model, as it computes in eval mode.
 
-    Parameters are frozen, batch norm is folded into a multiplication and an addition, dropout and
-    markers vanish, and what depends on parameters alone is computed now.
+    Parameters are frozen, norms are folded, dropout and markers vanish, and what depends on parameters
+    alone is computed now.
 
     Args:
         module: A ``QuantizedModule``; not changed.
+        require_ranges: Whether a quantizer that has no range yet is an error. Otherwise its scale is 1:
+            enough to look at the graph, not to run it.
 
     Raises:
         BackendError: Naming the node that cannot be lowered, and why.
     """
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    graph = module.path_graph(training=False) if hasattr(module, "path_graph") else module.graph
+    program = Program(exact=getattr(module, "bits", FLOAT_BITS) != FLOAT_BITS, require_ranges=require_ranges)
+    inputs, parameters = read_inputs(program, module, graph)
     environment: dict[fx.Node, Any] = {}
-    inputs = _classify(placeholders)
-    emitter = Emitter(list(inputs.values()))
-    for node in module.graph.nodes:
-        emitter.source = describe(node)
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        program.node = node
         if node.op == "placeholder":
-            environment[node] = _placeholder(emitter, inputs[str(node.target)])
+            environment[node] = inputs[str(node.target)]
         elif node.op == "output":
-            return emitter.finish(_outputs(environment, node))
+            outputs: list[Rows] = []
+            result = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
+            tree = _result(program, result, outputs)
+            return assemble(program, parameters, outputs, tree)
         else:
-            environment[node] = _lower_node(module, emitter, environment, node)
+            reader = seen_elsewhere(module, node, order)
+            if reader is not None:
+                raise program.refuse(
+                    f"it changes a tensor in place, and {reader.name!r} reads it under another name; write "
+                    "it without the change in place (x = x.relu() for x.relu_())"
+                )
+            environment[node] = _lower_node(module, program, environment, node)
     raise BackendError("the graph has no output")
 
 
-def _classify(placeholders: list[fx.Node]) -> dict[str, GraphInput]:
-    """What every input is: node features, an edge index or edge features."""
-    edge_indices = {node: node.meta["shape"][1] for node in placeholders if _is_edge_index(node)}
-    inputs = {}
-    for node in placeholders:
-        name, shape, dtype = str(node.target), node.meta.get("shape"), node.meta.get("dtype")
-        if node in edge_indices:
-            inputs[name] = GraphInput(name, "edge_index")
-            continue
-        if shape is None or not 1 <= len(shape) <= 2 or dtype is not torch.float32:
-            raise BackendError(
-                f"cannot lower the input {name!r} (shape {shape}, dtype {dtype}): compiled models take "
-                "float32 node and edge features and int64 edge_index [2, E]"
-            )
-        columns = shape[1] if len(shape) > 1 else 0
-        owner = next((item for item, count in edge_indices.items() if count == shape[0]), None)
-        if owner is not None and (name in EDGE_INPUTS or len(shape) == 1):
-            inputs[name] = GraphInput(name, "edge", columns, edge_index=str(owner.target))
-        else:
-            inputs[name] = GraphInput(name, "node", columns)
-    return inputs
-
-
-def _is_edge_index(node: fx.Node) -> bool:
-    shape = node.meta.get("shape")
-    return shape is not None and len(shape) == 2 and shape[0] == 2 and (node.meta.get("dtype") is torch.int64)
-
-
-def _placeholder(emitter: Emitter, item: GraphInput) -> EdgeIndex | Rows:
-    if item.kind == "edge_index":
-        return EdgeIndex(item.name)
-    shape = (item.columns,) if item.columns else ()
-    if item.kind == "edge":
-        csr = emitter.csr(EdgeIndex(item.edge_index))
-        emitted = emitter.emit(
-            "edge_input", (csr,), shape, csr, name=item.name, input=item.name, fill=1.0
-        )
-    else:
-        emitted = emitter.emit("node_input", (), shape, name=item.name, input=item.name)
-    return Rows(emitted.name, emitted.shape, emitted.rows)
-
-
 def _lower_node(
-    module: fx.GraphModule, emitter: Emitter, environment: dict[fx.Node, Any], node: fx.Node
+    module: TracedModule, program: Program, environment: dict[fx.Node, Any], node: fx.Node
 ) -> Any:
-    def value(argument: Any) -> Any:
-        return fx.node.map_arg(argument, lambda operand: environment[operand])
-
-    args, kwargs = value(node.args), value(node.kwargs)
     if node.op == "get_attr":
         return _attribute(module, str(node.target))
+
+    def value(operand: fx.Node) -> Any:
+        return environment[operand]
+
+    args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+    known = not any(map(depends_on_inputs, _leaves((args, kwargs))))
     if node.op == "call_module":
-        return lower_module(emitter, node, module.get_submodule(str(node.target)), args, kwargs)
-    rules = METHOD_RULES if node.op == "call_method" else FUNCTION_RULES
-    rule = rules.get(node.target)
-    if rule is not None:
-        return rule(emitter, node, *args, **kwargs)
-    if _is_constant(args) and _is_constant(kwargs):
+        layer = module.get_submodule(str(node.target))
+        rule = find_module_rule(layer)
+        if rule is not None:
+            return rule(program, layer, *args, **kwargs)
+        if known:
+            return layer(*args, **kwargs)
+        raise program.refuse(f"there is no rule for the module {type(layer).__name__}")
+    name = str(getattr(node.target, "__name__", node.target)).strip("_")
+    if known and name not in RANDOM_NAMES:
         return _evaluate(node, args, kwargs)
-    what = getattr(node.target, "__name__", node.target)
-    raise BackendError(
-        f"cannot lower {describe(node)}: there is no rule for {what!r}: keep this layer out of "
-        "the compiled model"
-    )
+    is_method = node.op == "call_method"
+    rule = find_method_rule(str(node.target)) if is_method else find_function_rule(node.target)
+    if rule is None:
+        raise program.refuse(f"there is no rule for {name!r}: keep this layer out of the compiled model")
+    return rule(program, *args, **kwargs)
+
+
+def _leaves(arguments: Any) -> list[Any]:
+    """Leaves of nested arguments, those of slices too."""
+    leaves = []
+    for leaf in pytree.tree_leaves(arguments):
+        leaves += [leaf.start, leaf.stop, leaf.step] if isinstance(leaf, slice) else [leaf]
+    return leaves
 
 
 def _attribute(module: fx.GraphModule, target: str) -> Any:
@@ -119,13 +107,6 @@ def _attribute(module: fx.GraphModule, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _is_constant(argument: Any) -> bool:
-    leaves = pytree.tree_leaves(argument)
-    return all(
-        leaf is None or isinstance(leaf, (Tensor, int, float, str, torch.dtype, slice)) for leaf in leaves
-    )
 
 
 def _evaluate(node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -136,13 +117,30 @@ def _evaluate(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)
 
 
-def _outputs(environment: dict[fx.Node, Any], node: fx.Node) -> list[Rows]:
-    results = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
-    if not isinstance(results, (tuple, list)):
-        results = [results]
-    for result in results:
-        if not isinstance(result, Rows) or result.rows != "node":
-            raise BackendError(
-                f"cannot lower {describe(node)}: an output is not a float tensor with one row per node"
-            )
-    return list(results)
+def _result(program: Program, value: Any, outputs: list[Rows]) -> Any:
+    """Tree of what the model returns; its tensors are appended to ``outputs``."""
+    if isinstance(value, dict):
+        pairs = [
+            [list(k) if isinstance(k, tuple) else k, _result(program, v, outputs)] for k, v in value.items()
+        ]
+        return {"dict": pairs}
+    if isinstance(value, (tuple, list)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_result(program, item, outputs) for item in value]}
+    if isinstance(value, Tensor):
+        value = program.constant(value)
+    if isinstance(value, Rows):
+        value = program.dequantized(value)
+        if value.axis not in {None, 0}:
+            raise program.refuse("an output's rows are not its first axis; transpose it after the call")
+        outputs.append(value)
+        place = {"output": len(outputs) - 1}
+        return {**place, "squeeze": True} if value.rows == ONE else place
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"constant": value}
+    if isinstance(value, (Index, Adjacency, Size)):
+        raise program.refuse(
+            "it returns integers (an edge list, an index or a number), which compiled models do not; "
+            "return float tensors only"
+        )
+    raise program.refuse(f"it returns a {type(value).__name__}")

@@ -1,0 +1,312 @@
+"""Quantized rows: from floats to codes and back, and codes in memory."""
+# ruff: noqa: ARG005, PLR0917
+# All rows have one signature, (row, column, lanes): not every one reads all three.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gnnquant.backends.tvm.context import StoredCodes, fail
+from gnnquant.backends.tvm.emit import (
+    cast,
+    choose,
+    const,
+    fold_max,
+    intrinsic,
+    maximum,
+    minimum,
+    number,
+    product,
+    reinterpret,
+    shift_left,
+    shift_right,
+    shuffle,
+    span,
+    splat,
+    unary,
+    vector_type,
+)
+from gnnquant.backends.tvm.layout import code_layout, round_up
+from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.values import Codes, Rows
+from gnnquant.integer_graph import ONE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.integer_graph import Node
+
+INFINITY_BITS = 0x7F800000
+
+
+def quantize(kernel: RowKernel, node: Node) -> Codes:
+    """The op ``quantize``."""
+    attrs = node.attrs
+    bits, zero2 = attrs["bits"], attrs["zero2"]
+    by_row = attrs["granularity"] == "row"
+    x = kernel.broadcast(node.inputs[0], node.shape)
+    x = kernel.solid(x) if by_row else x
+    layout = code_layout(bits, _heads(kernel, node), node.columns, kernel.lanes)
+    reach = max(layout.column(layout.chunks * layout.per_chunk - 1) + layout.lanes, x.columns)
+    stride = round_up(reach + 64, 64)
+    start = kernel.reserve("uint8", kernel.block * stride)
+    fixed = None if by_row else float(np.float32(attrs["scale"]))
+    read, write = kernel.scalar() if by_row else (lambda r: number(fixed or 0.0), None)
+    codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, fixed)
+    low, high = -((zero2 + 1) // 2), 2**bits - 1 - (zero2 + 1) // 2
+    round_ = "llvm.floor" if zero2 % 2 else "llvm.rint"
+    source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
+    watched = by_row and source.op == "input"
+
+    def row(r: Any) -> None:
+        if by_row:
+            assert write is not None
+            stat = _statistic(kernel, x, r, zero2, watched)
+            scale = kernel.b.let(stat * number(attrs["factor"]))
+            write(r, scale)
+            positive = scale > number(0.0)
+            inverse = kernel.b.let(choose(positive, number(1.0) / scale, number(0.0)))
+            if watched:
+                kernel.b.store(kernel.buffer(_watch(kernel, node)), scale, kernel.base + r)
+        else:
+            value = np.float32(1) / np.float32(fixed) if fixed and fixed > 0 else np.float32(0)
+            inverse = number(float(value))
+
+        def quantized(j: Any, lanes: int) -> None:
+            place = start + r * stride + j
+            if lanes == 4 * kernel.lanes and kernel.machine.rounding:
+                kernel.save("uint8", _round_packed(kernel, x, r, j, inverse, bits, zero2), place, lanes)
+                return
+            t = x.at(r, j, lanes) * splat(inverse, lanes)
+            t = minimum(maximum(t, number(low, lanes)), number(high, lanes))
+            u = cast(unary(round_, t, lanes), "int32", lanes) - splat(const(low), lanes)
+            kernel.save("uint8", cast(u, "uint8", lanes), place, lanes)
+
+        kernel.columns(x.columns, False, quantized, width=4)
+        clear(kernel, start + r * stride + x.columns, stride - x.columns)
+
+    kernel.each_row(row)
+    return codes
+
+
+def dequantize(kernel: RowKernel, node: Node) -> Rows:
+    """The op ``dequantize``."""
+    q = kernel.codes(node.inputs[0])
+
+    def at(r: Any, j: Any, lanes: int) -> Any:
+        u = cast(kernel.load("uint8", q.start + r * q.stride + j, lanes), "int32", lanes)
+        doubled = u + u - splat(const(q.zero2), lanes)
+        half = q.scale(r) * number(0.5)
+        return product(cast(doubled, "float32", lanes), splat(half, lanes), lanes)
+
+    return Rows(q.columns, True, at)
+
+
+def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
+    """Write codes for later kernels."""
+    layout = code_layout(q.bits, _heads(kernel, node), q.columns, kernel.lanes)
+    name = kernel.context.add(f"codes.{node.name}", "uint8", (node.rows, layout.row_bytes), "workspace")
+    scale = ""
+    if q.fixed is None:
+        scale = _watch(kernel, node)
+    kernel.context.stored[node.name] = StoredCodes(name, layout, scale)
+    buffer = kernel.buffer(name)
+    lanes, per = layout.lanes, layout.per_chunk
+
+    def row(r: Any) -> None:
+        if scale:
+            kernel.b.store(kernel.buffer(scale), q.scale(r), kernel.base + r)
+        origin = q.start + r * q.stride
+        plain = layout.bits == 8 and (layout.heads == 1 or layout.head_columns % layout.lanes == 0)
+        if plain:
+            kernel.columns(
+                layout.row_bytes,
+                False,
+                lambda j, width: kernel.b.store(
+                    buffer,
+                    kernel.load("uint8", origin + j, width),
+                    kernel.base + r,
+                    span(j, width),
+                ),
+                width=4,
+            )
+            return
+
+        def chunk(index: Any) -> None:
+            word = None
+            for i in range(per):
+                part = kernel.load("uint8", origin + layout.column(index * per + i), lanes)
+                if layout.bits == 8:
+                    word = part
+                    continue
+                part = shift_left(cast(part, "uint16", lanes), i * layout.bits, "uint16", lanes)
+                word = part if word is None else word | part
+            if layout.bits != 8:
+                word = reinterpret(word, "uint8", 2 * lanes)
+            size = layout.chunk_bytes
+            kernel.b.store(buffer, word, kernel.base + r, span(index * size, size))
+
+        kernel.each(layout.chunks, chunk)
+
+    kernel.each_row(row)
+
+
+def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
+    """Codes of another kernel, or rows gathered from them; None where ``name`` is no quantized value."""
+    graph, nodes = kernel.context.graph, kernel.context.nodes
+    gathers = []
+    node = nodes[resolve(graph, name)]
+    while node.op == "gather":
+        gathers.append(node)
+        node = nodes[resolve(graph, node.inputs[0])]
+    stored = kernel.context.stored.get(node.name)
+    if not isinstance(stored, StoredCodes):
+        return None
+
+    def place(r: Any) -> Any:
+        row = kernel.base + r
+        for gather in gathers:
+            if "fill" in gather.attrs:
+                raise fail(gather, "codes are gathered with a fill value; gather before quantizing")
+            index = kernel.index_array(gather.attrs["index"], gather.rows)
+            row = index[0 if gather.rows == ONE else row]
+        return 0 if node.rows == ONE else row
+
+    return _unpack(kernel, node, stored, place)
+
+
+def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[[Any], Any]) -> Codes:
+    """Codes in memory, row ``place(r)`` for row r of the block, as bytes in scratch."""
+    layout = stored.layout
+    lanes, per = layout.lanes, layout.per_chunk
+    bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
+    reach = max(layout.column(layout.chunks * per - 1) + lanes, node.columns)
+    stride = round_up(reach + 64, 64)
+    start = kernel.reserve("uint8", kernel.block * stride)
+    buffer = kernel.buffer(stored.buffer)
+
+    def row(r: Any) -> None:
+        origin = kernel.b.let(place(r))
+
+        def chunk(index: Any) -> None:
+            size = layout.chunk_bytes
+            data = buffer[origin, span(index * size, size)]
+            for i in range(per):
+                part = data
+                if layout.bits != 8:
+                    mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
+                    words = reinterpret(data, "uint16", lanes)
+                    part = shift_right(words, i * layout.bits, "uint16", lanes) & mask
+                    part = cast(part, "uint8", lanes)
+                column = layout.column(index * per + i)
+                kernel.save("uint8", part, start + r * stride + column, lanes)
+
+        kernel.each(layout.chunks, chunk)
+        clear(kernel, start + r * stride + node.columns, stride - node.columns)
+
+    kernel.each_row(row)
+    fixed = None if stored.scale else float(np.float32(node.attrs["scale"]))
+
+    def scale(r: Any) -> Any:
+        return number(fixed) if fixed is not None else kernel.buffer(stored.scale)[place(r)]
+
+    return Codes(node.columns, bits, zero2, start, stride, kernel.block, kernel.rows, scale, fixed)
+
+
+def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits: int, zero2: int) -> Any:
+    """Codes of four vectors at a time.
+
+    The conversions to narrower integers saturate, so that only the upper end is clamped before
+    (a float beyond the int32 range would become the smallest integer).
+    """
+    machine, lanes = kernel.machine, kernel.lanes
+    offset = (zero2 + 1) // 2
+    high = 2**bits - 1 - offset
+    four = []
+    for part in range(4):
+        t = x.at(r, j + part * lanes, lanes) * splat(inverse, lanes)
+        t = minimum(t, number(high, lanes))
+        if zero2 % 2:
+            t = unary("llvm.floor", t, lanes)
+        four.append(intrinsic(machine.rounding, vector_type("int32", lanes), t))
+    to16, to8 = machine.narrow
+    halves = []
+    for part in (0, 2):
+        pair = intrinsic(to16, vector_type("int16", 2 * lanes), four[part], four[part + 1])
+        if offset:
+            pair = pair + splat(const(offset, "int16"), 2 * lanes)
+        halves.append(pair)
+    codes = intrinsic(to8, vector_type("uint8", 4 * lanes), *halves)
+    if lanes > 4:
+        # the conversions work within 128-bit parts
+        words = reinterpret(codes, "int32", lanes)
+        order = [i // 2 + 4 * (i % 2) for i in range(8)]
+        codes = reinterpret(shuffle([words], order), "uint8", 4 * lanes)
+    return codes
+
+
+def _statistic(kernel: RowKernel, x: Rows, r: Any, zero2: int, watched: bool) -> Any:
+    """Largest (absolute) value of row r; NaN or infinity where the row of an input has one.
+
+    The comparison is one of bit patterns, which order like the numbers from 0 to NaN.
+    """
+    lanes = kernel.lanes if x.columns >= kernel.lanes else 1
+    both = watched and zero2 == 0
+    best = kernel.b.registers(2 if both else 1, "int32", lanes)
+    zero = splat(const(0), lanes)
+    kernel.b.store(best, zero, 0)
+    if both:
+        kernel.b.store(best, zero, 1)
+
+    def visit(j: Any, width: int) -> None:
+        if watched and kernel.block > 1 and width > 1:
+            # memory works ahead on the next block while this one is computed
+            kernel.b.prefetch(x.at(r + kernel.block, j, 1))
+        bits = reinterpret(x.at(r, j, width), "int32", width)
+        magnitude = bits & splat(const(0x7FFFFFFF), width)
+        kernel.b.store(best, maximum(best[0], magnitude if zero2 else bits), 0)
+        if both:
+            kernel.b.store(best, maximum(best[1], magnitude), 1)
+
+    kernel.columns(x.columns, False, visit)
+    result = kernel.b.let(fold_max(best[0], lanes))
+    if both:
+        largest = fold_max(best[1], lanes)
+        result = kernel.b.let(choose(largest >= const(INFINITY_BITS), largest, result))
+    return reinterpret(result, "float32")
+
+
+def clear(kernel: RowKernel, start: Any, count: int) -> None:
+    """Zeros in the byte scratch: kernels read whole vectors and words of codes."""
+    width = 4 * kernel.lanes
+    zero = splat(const(0, "uint8"), width)
+    at = 0
+    while count - at >= width:
+        kernel.save("uint8", zero, start + at, width)
+        at += width
+    while count > at and width >= 1:
+        # the rest overlaps what was cleared before
+        kernel.save("uint8", zero, start + count - width, width)
+        at = count
+
+
+def _watch(kernel: RowKernel, node: Node) -> str:
+    """The buffer of row scales."""
+    return kernel.context.add(f"scale.{node.name}", "float32", (node.rows,), "workspace")
+
+
+def _heads(kernel: RowKernel, node: Node) -> int:
+    """Heads of the aggregations that read ``node``."""
+    graph = kernel.context.graph
+    heads = {
+        user.attrs["heads"]
+        for user in graph.nodes
+        if user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name
+    }
+    most = max(heads, default=1)
+    if any(most % count for count in heads):
+        raise fail(node, f"it is aggregated with {sorted(heads)} heads, which do not divide")
+    return most

@@ -1,0 +1,59 @@
+"""Compiled plans through the whole runtime, on graphs that no converter makes so small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gnnquant.backends.reference import ReferenceExecutor
+from gnnquant.errors import InputError
+from gnnquant.runtime import CompiledModel
+from gnnquant.runtime.artifact import ArtifactPayload, load_bytes, model_from_payload, to_bytes
+from tests.backends.tvm import graphs
+from tests.backends.tvm.models import SIZES, THREADS, built, graph_of
+
+NAMES = ["gcn-weighted", "gcn-tensor", "gatv2-4", "edges-mean", "bipartite", "pooled", "shapes", "floats-max"]
+
+
+def compiled(name: str) -> CompiledModel:
+    found = built(name, THREADS.get(name, 1))
+    metadata = {"target": found.target}
+    return model_from_payload(ArtifactPayload(found.plan, found.constants, found.library, metadata))
+
+
+def outputs(model: CompiledModel, inputs: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    found = model(**inputs)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_equals_reference(name: str) -> None:
+    """Every size may be 0, and sizes may grow, shrink and come back."""
+    graph = graph_of(name)
+    reference = CompiledModel(ReferenceExecutor(graph), graph, {})
+    model = compiled(name)
+    loaded = load_bytes(to_bytes(model._payload))
+    for nodes, edges in (*SIZES, *SIZES[::-1], SIZES[-1]):
+        inputs = graphs.values(graph, nodes, edges)
+        wanted = outputs(reference, inputs)
+        for candidate in (model, loaded):
+            for got, value in zip(outputs(candidate, inputs), wanted, strict=True):
+                np.testing.assert_array_equal(got, value, strict=True)
+
+
+def test_values_of_indices_follow_the_indices() -> None:
+    """Groups of other rows between two calls of one size: index arrays and graphs are the new ones."""
+    graph = graph_of("pooled")
+    reference = CompiledModel(ReferenceExecutor(graph), graph, {})
+    model = compiled("pooled")
+    inputs = graphs.values(graph, 40, 200)
+    (name,) = [item.name for item in graph.inputs if item.kind == "index"]
+    for step in range(4):
+        for got, wanted in zip(outputs(model, inputs), outputs(reference, inputs), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        inputs[name][step] = inputs[name][-1]
+    inputs[name][7] = -1
+    with pytest.raises(InputError, match=r"\[7\] = -1 is negative"):
+        model(**inputs)

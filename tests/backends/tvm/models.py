@@ -1,0 +1,67 @@
+"""The graphs of this room by name, and what they are compiled to, each once in a process."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from gnnquant.backends.tvm import BuiltModel, build
+from tests.backends.tvm import graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gnnquant.integer_graph import IntegerGraph
+
+SIZES = ((0, 0), (1, 0), (1, 4), (5, 0), (13, 40), (150, 900))
+"""Nodes and edges."""
+MODELS: dict[str, Callable[[], IntegerGraph]] = {
+    **{f"gcn-{bits}": lambda bits=bits: graphs.gcn(bits) for bits in (2, 4, 8)},  # type: ignore[misc]
+    **{  # wide enough for products that skip zeros
+        f"gcn-sparse-{bits}": lambda bits=bits: graphs.gcn(  # type: ignore[misc]
+            bits, signed=False, loops="add", features=301, hidden=128
+        )
+        for bits in (2, 4, 8)
+    },
+    "gcn-tensor": lambda: graphs.gcn(4, granularity="tensor", loops="replace"),
+    "gcn-weighted": lambda: graphs.gcn(8, weighted=True, hidden=3, features=6),
+    **{f"sage-{bits}": lambda bits=bits: graphs.sage(bits) for bits in (2, 4, 8)},  # type: ignore[misc]
+    "sage-max": lambda: graphs.sage(4, "max", hidden=130),
+    "sage-max-narrow": lambda: graphs.sage(2, "max", features=5, hidden=8),
+    "gat-2": lambda: graphs.gat(2, heads=2, width=70),
+    "gat-4": lambda: graphs.gat(4),
+    "gat-8": lambda: graphs.gat(8, heads=3, width=5),
+    "sage-min": lambda: graphs.sage(4, "min", features=12, hidden=40),
+    "gatv2-4": lambda: graphs.gatv2(4),
+    "gatv2-8": lambda: graphs.gatv2(8, heads=2, width=5),
+    **{
+        f"edges-{reduce}": lambda reduce=reduce: graphs.edge_mlp(4, reduce)  # type: ignore[misc]
+        for reduce in ("sum", "mean", "max", "min", "mul")
+    },
+    "edges-8": lambda: graphs.edge_mlp(8, "sum", features=9, hidden=64),
+    "edges-2": lambda: graphs.edge_mlp(2, "max", features=40, hidden=8),
+    "bipartite": lambda: graphs.bipartite(4),
+    "pooled": graphs.pooled,
+    "shapes": graphs.shapes,
+    "shapes-8": lambda: graphs.shapes(8),
+    "floats": graphs.floats,
+    "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),
+    "floats-max": lambda: graphs.floats("max", heads=2, features=16),
+}
+THREADS = {"bipartite": 2, "pooled": 2}
+"""Models that are called with more than one thread through the whole runtime too."""
+
+
+@cache
+def graph_of(name: str) -> IntegerGraph:
+    """The graph ``name``; nobody may change it."""
+    graph = MODELS[name]()
+    graph.verify()
+    return graph
+
+
+@cache
+def built(name: str, threads: int = 1, mcpu: str = "") -> BuiltModel:
+    """The compiled graph ``name``."""
+    target = {"kind": "llvm", "mcpu": mcpu} if mcpu else "llvm"
+    return build(graph_of(name), target=target, threads=threads)
