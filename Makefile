@@ -2,12 +2,18 @@
 # make test    create .venv, install, run the tests
 # make check   create .venv, install, run ruff and the type checker
 #
+# make test-lowest    create .venv-lowest with the lowest versions that pyproject.toml allows, run the
+#                     tests that need neither data sets nor much time. PYTHON: 3.10 to 3.12. Where pip
+#                     finds no other build of torch 2.4.1, it downloads the CUDA build (with its
+#                     libraries, 2.5 GB).
+#
 # PYTHON       the interpreter that creates .venv (3.10 or newer)
 # DEMO_ARGS    further arguments of the demo: make demo DEMO_ARGS="--dataset Cora --model gat"
 # TEST_ARGS    further arguments of pytest:   make test TEST_ARGS="-k smoothness -x"
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST_VENV ?= .venv-lowest
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
@@ -18,7 +24,11 @@ stamp := $(VENV)/.installed
 # TVM would otherwise fight over the same cores.
 test_threads := OMP_NUM_THREADS=1 TVM_NUM_THREADS=1
 
-.PHONY: install demo test check format clean
+# What depends on the version of torch and PyG.
+version_tests := $(addprefix tests/,tracing passes quantizers smoothness backends/test_parity.py \
+	test_converter.py test_coverage.py test_finetuning.py test_public_api.py)
+
+.PHONY: install demo test test-lowest check format clean
 .DEFAULT_GOAL := demo
 
 demo: $(stamp)
@@ -26,6 +36,9 @@ demo: $(stamp)
 
 test: $(stamp)
 	$(test_threads) $(bin)/python -m pytest --numprocesses auto $(TEST_ARGS)
+
+test-lowest: $(LOWEST_VENV)/.installed
+	$(test_threads) $(LOWEST_VENV)/bin/python -m pytest --numprocesses auto $(version_tests) $(TEST_ARGS)
 
 check: $(stamp)
 	$(bin)/ruff check .
@@ -40,10 +53,17 @@ install: $(stamp)
 
 # The stamp is written last, so that an interrupted installation is taken up again.
 $(stamp): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("gnnquant needs Python 3.10 or newer (make PYTHON=...), not " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
-	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e ".[all,dev]"
-	@touch $@
+	$(call install_into,$(VENV),constraints.txt)
+
+$(LOWEST_VENV)/.installed: pyproject.toml constraints-lowest.txt
+	$(call install_into,$(LOWEST_VENV),constraints-lowest.txt)
+
+define install_into
+@$(PYTHON) -c 'import sys; sys.exit("gnnquant needs Python 3.10 or newer (make PYTHON=...), not " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --disable-pip-version-check --no-input --quiet -c $(2) -e ".[all,dev]"
+@touch $(1)/.installed
+endef
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -123,7 +123,7 @@ def test_the_state_before_training_is_kept_when_training_only_harms() -> None:
     state = copy.deepcopy(model.state_dict())
     wrong = data.clone()
     wrong.y = torch.where(data.train_mask, (data.y + 1) % CLASSES, data.y)
-    result = finetune(model, wrong, epochs=5, lr=0.05, seed=1, progress=False)
+    result = finetune(model, wrong, epochs=5, lr=0.2, seed=1, progress=False)
     assert result.best_epoch == 0
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 

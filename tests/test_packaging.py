@@ -1,5 +1,6 @@
 """What the built wheel and sdist hold."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -51,15 +52,32 @@ def test_the_wheel_installs_one_package_and_nothing_else(distributions: tuple[se
 
 
 def test_the_sdist_can_be_built_and_tested(distributions: tuple[set[str], set[str]]) -> None:
-    expected = {"pyproject.toml", "Makefile", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE"}
+    expected = {"pyproject.toml", "Makefile", "constraints.txt", "constraints-lowest.txt"}
+    expected |= {"README.md", "CHANGELOG.md", "LICENSE"}
     assert expected <= distributions[0]
     assert "tests/test_packaging.py" in distributions[0]
 
 
-def test_every_requirement_is_pinned() -> None:
-    """Each line of ``constraints.txt`` is one exact public version."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert all("==" in pin and "+" not in pin for pin in pins)
-    names = {pin.split("==")[0] for pin in pins}
+def pins(file: str) -> list[tuple[str, str]]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    entries = [line.split(" ;")[0] for line in lines if line and not line.startswith("#")]
+    assert all(entry.count("==") == 1 for entry in entries)
+    return [(name, version) for name, _, version in (entry.partition("==") for entry in entries)]
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_requirement_is_pinned(file: str) -> None:
+    """Each line is one exact public version."""
+    assert not [version for _, version in pins(file) if "+" in version]
+    names = {name for name, _ in pins(file)}
     assert {"torch", "torch-geometric", "numpy", "apache-tvm", "scikit-learn", "pytest"} <= names
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = declared[declared.index("dependencies = [") : declared.index("dev = [")]
+    bounds = re.findall(r'"([\w-]+)>=([\d.]+)"', declared)
+    lowest = dict(pins("constraints-lowest.txt"))
+    assert len(bounds) == 7
+    for name, bound in bounds:
+        assert lowest[name.replace("_", "-")] in (bound, f"{bound}.0"), name

@@ -23,8 +23,8 @@ from gnnquant.integer_graph import (
 )
 from gnnquant.runtime import CompiledModel
 from tests.backends.tvm import graphs
-from tests.backends.tvm.oracle import Oracle
 from tests.backends.tvm.models import MODELS, graph_of
+from tests.backends.tvm.oracle import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -424,7 +424,7 @@ def test_every_operation_is_tested() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_equal_the_oracle(name: str) -> None:
     """Whole models, interpreted twice: in torch here, in numpy by an oracle that shares no code."""
-    graph = MODELS[name]()
+    graph = graph_of(name)
     model = CompiledModel(ReferenceExecutor(graph), graph, {})
     for nodes, edges in ((0, 0), (1, 4), (13, 40), (60, 300)):
         inputs = graphs.values(graph, nodes, edges)

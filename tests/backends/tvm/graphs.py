@@ -267,13 +267,13 @@ def gatv2(bits: int, heads: int = 3, width: int = 20, features: int = 13, edge: 
     return m.finish(x, score)
 
 
-def edge_mlp(bits: int, reduce: str, features: int = 19, hidden: int = 37) -> IntegerGraph:
-    """Products on rows of edges between the ends of a graph, twice; edge rows are an output too."""
+def edge_mlp(bits: int, *reduces: str, features: int = 19, hidden: int = 37) -> IntegerGraph:
+    """Products on rows of edges between both ends, one layer a reduction; edge rows are an output too."""
     m = Maker(bits + 50)
     x = m.input("x", features)
     g = m.graph(x, "remove")
     attr = m.edge_input("edge_attr", g, 3)
-    for _ in range(2):
+    for reduce in reduces:
         parts = (m.end(x, g, "dst"), m.end(x, g, "src"), attr)
         joined = m.add("concat", parts, (2 * m.columns(x) + 3,))
         h = m.unary("relu", m.binary("add", m.linear(joined, hidden, bits), m.constant(hidden)))
@@ -282,7 +282,7 @@ def edge_mlp(bits: int, reduce: str, features: int = 19, hidden: int = 37) -> In
         z = m.segment(m.pick(h, list(range(3, 8))), g, "mean")
         attr = m.pick(h, [1, 2, 3])
         x = m.binary("add", y, m.linear(m.add("concat", (x, z), (features + 5,)), features, bits))
-    return m.finish(x, h, m.segment(attr, g, reduce))
+    return m.finish(x, h, m.segment(attr, g, reduces[-1]))
 
 
 def bipartite(bits: int) -> IntegerGraph:
@@ -343,7 +343,7 @@ def pooled() -> IntegerGraph:
     return m.finish(both, scale, m.unary("neg", wide), m.total(wide, "sum"), kind, size)
 
 
-def shapes(bits: int = 4) -> IntegerGraph:
+def shapes() -> IntegerGraph:
     """Row shapes: static gathers, reductions over any axis, products within rows, choices."""
     m = Maker(80)
     x = m.input("x", 4, 6, 10)
@@ -364,11 +364,20 @@ def shapes(bits: int = 4) -> IntegerGraph:
     chosen = m.binary("where", clipped, positive, scalar=-1.0)
     every = m.pick(m.binary("add", chosen, same), [(7 * i * i) % 240 for i in range(300)])
     twice = m.pick(every, [5] * 20 + list(range(100, 60, -1)) + list(range(16, 116)))
-    rows = m.gemm(m.quantize(mixed, bits, SIGNED[bits]), 11, bits)
-    sparse = m.gemm(m.quantize(m.unary("relu", m.reshape(twice, 2, 80)), bits, 0), 70, bits)
-    exact = m.float_gemm(floor, 5)
     slices = m.pick(m.reshape(mixed, 240), list(range(8, 40)))
-    return m.finish(*outs, product, narrow, soft, logs, less, rows, sparse, exact, twice, slices)
+    return m.finish(*outs, product, narrow, soft, logs, less, twice, slices)
+
+
+def products(bits: int) -> IntegerGraph:
+    """Products with weights along the last of several axes."""
+    m = Maker(90 + bits)
+    x = m.input("x", 4, 6, 10)
+    mixed = m.binary("mul", x, m.constant(4, 1, 10))
+    rows = m.gemm(m.quantize(mixed, bits, SIGNED[bits]), 11, bits)
+    long = m.pick(m.unary("relu", m.binary("add", x, mixed)), list(range(160)), 2, 80)
+    sparse = m.gemm(m.quantize(long, bits, 0), 70, bits)
+    exact = m.float_gemm(m.unary("floor", m.unary("mul", x, scalar=3.0)), 5)
+    return m.finish(rows, sparse, exact)
 
 
 def floats(reduce: str = "sum", heads: int = 2, features: int = 22) -> IntegerGraph:

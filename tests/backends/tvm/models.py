@@ -34,16 +34,14 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "sage-min": lambda: graphs.sage(4, "min", features=12, hidden=40),
     "gatv2-4": lambda: graphs.gatv2(4),
     "gatv2-8": lambda: graphs.gatv2(8, heads=2, width=5),
-    **{
-        f"edges-{reduce}": lambda reduce=reduce: graphs.edge_mlp(4, reduce)  # type: ignore[misc]
-        for reduce in ("sum", "mean", "max", "min", "mul")
-    },
-    "edges-8": lambda: graphs.edge_mlp(8, "sum", features=9, hidden=64),
-    "edges-2": lambda: graphs.edge_mlp(2, "max", features=40, hidden=8),
+    "edges-sums": lambda: graphs.edge_mlp(4, "sum", "mul"),
+    "edges-extrema": lambda: graphs.edge_mlp(4, "max", "min"),
+    "edges-8": lambda: graphs.edge_mlp(8, "mean", "sum", features=9, hidden=64),
+    "edges-2": lambda: graphs.edge_mlp(2, "max", "mean", features=40, hidden=8),
     "bipartite": lambda: graphs.bipartite(4),
     "pooled": graphs.pooled,
     "shapes": graphs.shapes,
-    "shapes-8": lambda: graphs.shapes(8),
+    **{f"products-{bits}": lambda bits=bits: graphs.products(bits) for bits in (4, 8)},  # type: ignore[misc]
     "floats": graphs.floats,
     "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),
     "floats-max": lambda: graphs.floats("max", heads=2, features=16),

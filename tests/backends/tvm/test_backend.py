@@ -57,7 +57,7 @@ def test_models_equal_the_oracle(name: str) -> None:
         ("gcn-sparse-4", 3),
         ("gat-4", 2),
         ("gatv2-4", 3),
-        ("edges-mean", 3),
+        ("edges-sums", 3),
         *((name, threads) for name, threads in THREADS.items()),
     ],
 )
@@ -113,7 +113,7 @@ def test_sums_of_a_hub_are_exact(bits: int, columns: int) -> None:
 
 def test_rows_of_edges_stay_in_scratch() -> None:
     """Only what another kernel needs is stored: the columns that the next layer reads, scores, weights."""
-    for name, kept in (("edges-sum", ["columns"]), ("gatv2-4", ["gemm", "reduce"])):
+    for name, kept in (("edges-sums", ["columns"]), ("gatv2-4", ["gemm", "reduce"])):
         plan = built(name).plan
         spaces = {node.name for node in plan.index if node.op == "graph"}
         stored = {item.name.rpartition("_")[2] for item in plan.buffers if item.shape[0] in spaces} & {
