@@ -58,8 +58,12 @@ def graph_of(name: str) -> IntegerGraph:
     return graph
 
 
-@cache
 def built(name: str, threads: int = 1, mcpu: str = "") -> BuiltModel:
     """The compiled graph ``name``."""
+    return _built(name, threads, mcpu)
+
+
+@cache
+def _built(name: str, threads: int, mcpu: str) -> BuiltModel:
     target = {"kind": "llvm", "mcpu": mcpu} if mcpu else "llvm"
     return build(graph_of(name), target=target, threads=threads)
