@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import gnnquant
 from gnnquant.errors import BackendError, InputError
@@ -13,7 +12,7 @@ from gnnquant.integer_graph import PackedWeight, pack_codes, unpack_codes
 from gnnquant.passes.lowering import lower
 from gnnquant.quantizers.calibration import calibrate
 from tests import zoo
-from tests.parity import code_differences
+from tests.parity import code_differences, converted, reference
 
 LOWERED = [
     "gcn", "sage_mean", "sage_max", "gin", "gat", "appnp", "residual_gcn", "jumping_gcn",
@@ -21,23 +20,16 @@ LOWERED = [
 ]  # fmt: skip
 
 
-def _calibrated(name: str, bits: int) -> nn.Module:
-    q = gnnquant.convert(zoo.build(name).eval(), bits=bits)
-    graph = zoo.random_graph(60, 300, seed=5)
-    return calibrate(q, [(graph.x, graph.edge_index)])
-
-
 @pytest.mark.parametrize("name", LOWERED)
 @pytest.mark.parametrize("bits", [32, 8, 4, 2])
 def test_reference_equals_the_model(name: str, bits: int) -> None:
     """The interpreted integer graph computes what the fake-quantized model does in eval mode."""
-    q = _calibrated(name, bits)
-    compiled = gnnquant.compile(q, target="reference")
+    q, interpreted = converted(name, bits), reference(name, bits)
     for nodes, edges in zoo.GRAPH_SIZES:
         graph = zoo.random_graph(nodes, edges, seed=nodes)
         with torch.no_grad():
             wanted = q(graph.x, graph.edge_index)
-        got = compiled(graph.x, graph.edge_index)
+        got = interpreted(graph.x, graph.edge_index)
         # A rounding tie moves one code by one step; everything else agrees to float32 precision.
         close = torch.isclose(got, wanted, rtol=1e-4, atol=1e-5)
         assert float(close.float().mean()) >= 0.999
@@ -47,7 +39,7 @@ def test_reference_equals_the_model(name: str, bits: int) -> None:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_codes_agree_site_by_site(name: str, bits: int) -> None:
     """Every code of the reference equals the fake quantizer's, but for counted ties of one step."""
-    q = _calibrated(name, bits)
+    q = converted(name, bits)
     graph = zoo.random_graph(500, 3000, seed=9)
     for site, difference in code_differences(q, graph.x, graph.edge_index).items():
         assert float(difference.max()) <= 1, site
@@ -56,7 +48,7 @@ def test_codes_agree_site_by_site(name: str, bits: int) -> None:
 
 def test_weights_are_packed_at_their_width() -> None:
     """A 2-bit weight takes 2 bits."""
-    graph = lower(_calibrated("gcn", 2))
+    graph = lower(converted("gcn", 2))
     for weight in graph.weights.values():
         assert weight.data.nbytes == -(-weight.shape[0] * weight.shape[1] // 4)
         assert set(np.unique(weight.integers)) <= {-3, -1, 1, 3}
@@ -86,12 +78,11 @@ def test_uncalibrated_models_are_refused() -> None:
 
 def test_reference_checks_its_graph() -> None:
     """Indices out of range are an InputError with the position."""
-    compiled = gnnquant.compile(_calibrated("gcn", 8), target="reference")
     graph = zoo.random_graph()
     wrong = graph.edge_index.clone()
     wrong[1, 3] = 99
     with pytest.raises(InputError, match="99"):
-        compiled(graph.x, wrong)
+        reference("gcn", 8)(graph.x, wrong)
 
 
 def test_edge_weights_are_an_input() -> None:

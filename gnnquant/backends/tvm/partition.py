@@ -71,9 +71,12 @@ def stages(graph: IntegerGraph) -> list[Stage]:
                 stage.exports.append(source.name)
     for name in graph.outputs:
         origin = resolve(graph, name)
-        stage_ = home.get(origin)
-        if stage_ is not None and not written_in_place(stage_, origin) and origin not in stage_.exports:
-            stage_.exports.append(origin)
+        source_name = gathered(graph, origin)
+        stage_ = home.get(source_name)
+        if stage_ is None or source_name in stage_.exports:
+            continue
+        if source_name != origin or not written_in_place(stage_, origin):
+            stage_.exports.append(source_name)
     return [found[key] for key in sorted(found)]
 
 
@@ -88,6 +91,14 @@ def resolve(graph: IntegerGraph, name: str) -> str:
     """``name`` without reshapes: the node that has its columns."""
     node = graph[name]
     while node.op == "reshape":
+        node = graph[node.inputs[0]]
+    return node.name
+
+
+def gathered(graph: IntegerGraph, name: str) -> str:
+    """``name`` without reshapes and gathers: the node whose rows it selects."""
+    node = graph[name]
+    while node.op in ("reshape", "gather"):
         node = graph[node.inputs[0]]
     return node.name
 
@@ -182,7 +193,7 @@ class _Partition:
             for source, elsewhere in self.reads[node.name]:
                 away = elsewhere or self.family[source.name] != self.family[node.name]
                 readers[source.name].append((node, away))
-        outputs = {resolve(self.graph, name) for name in self.graph.outputs}
+        outputs = {gathered(self.graph, name) for name in self.graph.outputs}
 
         def crosses(name: str, after: int) -> bool:
             """Whether ``name`` is stored for a reader at a level above ``after``."""
