@@ -14,7 +14,16 @@ from gnnquant.runtime.artifact import ArtifactPayload, load_bytes, model_from_pa
 from tests.backends.tvm import graphs
 from tests.backends.tvm.models import SIZES, THREADS, built, graph_of
 
-NAMES = ["gcn-weighted", "gcn-tensor", "gatv2-8", "edges-8", "bipartite", "pooled", "shapes", "floats-max"]
+NAMES = [
+    "gcn-weighted",
+    "gcn-tensor",
+    "gatv2-8",
+    "edges-8",
+    "bipartite",
+    "pooled",
+    "products-4",
+    "floats-max",
+]
 
 
 def compiled(name: str) -> CompiledModel:

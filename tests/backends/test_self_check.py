@@ -20,6 +20,7 @@ from gnnquant.quantizers.calibration import calibrate
 from gnnquant.runtime import CompiledModel
 from gnnquant.runtime.indexing import IndexResults
 from tests import zoo
+from tests.parity import converted
 
 
 def leaf(name: str) -> dict[str, Any]:
@@ -234,8 +235,7 @@ def test_compile_says_what_was_not_compared(monkeypatch: pytest.MonkeyPatch) -> 
 def test_reads_out_of_bounds_are_refused() -> None:
     """Compiled code cannot notice that the index program forgot a check; the runtime does."""
     graph = zoo.random_graph(30, 90)
-    q = calibrate(gnnquant.convert(zoo.build("gat").eval(), bits=4), [(graph.x, graph.edge_index)])
-    compiled = gnnquant.compile(q, threads=1)
+    compiled = gnnquant.compile(converted("gat", 4), threads=1)
     reads = compiled._payload.plan.notes["reads"]
     assert reads
     index, rows, lowest = reads[0]
