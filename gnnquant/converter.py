@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torch_geometric.data.data import BaseData
 from torch_geometric.nn import MessagePassing
 
 from gnnquant.config import BIT_WIDTHS, QuantConfig, QuantSpec
@@ -17,6 +17,7 @@ from gnnquant.errors import PassError
 from gnnquant.passes.base import Pipeline
 from gnnquant.passes.expand_modules import ExpandModules
 from gnnquant.passes.extract_linears import ExtractLinears
+from gnnquant.passes.find_rows import FindRows
 from gnnquant.passes.functionalize import Functionalize
 from gnnquant.passes.hoist_edge_linears import HoistEdgeLinears
 from gnnquant.passes.insert_quantizers import InsertQuantizers
@@ -27,11 +28,11 @@ from gnnquant.passes.sites import Site
 from gnnquant.quantizers.calibration import quantizers_of
 from gnnquant.quantizers.modules import Quantizer
 from gnnquant.quantizers.whole_layers import ROLES, attach, observe_values
-from gnnquant.tracing import TracedModule, synthesize_inputs, trace
-from gnnquant.tracing.copies import fixed_randomness
+from gnnquant.tracing import TracedModule, synthesize_inputs, trace_with_graphs
+from gnnquant.tracing.check import evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, fx
 
@@ -110,8 +111,8 @@ def convert(
     config = config or QuantConfig()
     if example_inputs is None:
         example_inputs = synthesize_inputs(model)
-    traced = trace(model, example_inputs, check_inputs=check_inputs, strict=strict)
-    check = _identity_check(traced, example_inputs)
+    traced, graphs = trace_with_graphs(model, example_inputs, check_inputs=check_inputs, strict=strict)
+    check = _identity_check(traced, graphs)
     quantized = QuantizedModule.from_graph(traced, copy.deepcopy(traced.graph))
     quantized.sites = {}
     quantized.bits = bits
@@ -125,20 +126,21 @@ def convert(
     ]
     if bits != FLOAT_BITS:
         passes += [
+            FindRows(graphs=tuple(graphs)),
             # Skips come last: where values are stored depends on where codes are read.
             InsertQuantizers(bits=bits, config=config),
             QuantizeSkips(bits=bits, config=config),
         ]
     Pipeline(tuple(passes), check=check).run(quantized)
     if bits != FLOAT_BITS:
-        _quantize_whole_layers(quantized, example_inputs, bits, config)
+        _quantize_whole_layers(quantized, graphs[0], bits, config)
     quantized.train(model.training)
     return quantized
 
 
 def _quantize_whole_layers(
     module: QuantizedModule,
-    example: tuple[Any, ...] | Mapping[str, Any],
+    example: Mapping[str, Any],
     bits: int,
     config: QuantConfig,
 ) -> None:
@@ -155,7 +157,7 @@ def _quantize_whole_layers(
         for name, layer in layers.items()
         for role in ROLES
     ]
-    _in_eval_mode(copy.deepcopy(module), example)
+    evaluate(copy.deepcopy(module), example)
     for stop in stops:
         stop()
     for (name, role), value in seen.items():
@@ -174,16 +176,16 @@ def _quantize_whole_layers(
 
 
 def _identity_check(
-    traced: TracedModule, example: tuple[Any, ...] | Mapping[str, Any]
+    traced: TracedModule, graphs: Sequence[Mapping[str, Any]]
 ) -> Callable[[fx.GraphModule], str]:
     """A check that a rewritten graph computes what the traced one does, quantizers switched off."""
     paths = (False, True) if traced.has_two_paths else (False,)
 
     def results(module: TracedModule) -> list[Any]:
         found = []
-        for training in paths:
+        for arguments, training in itertools.product(graphs, paths):
             with module.on_path(training):
-                found += pytree.tree_leaves(_in_eval_mode(module, example))
+                found += pytree.tree_leaves(evaluate(module, arguments))
         return found
 
     expected = results(traced)
@@ -200,33 +202,17 @@ def _identity_check(
         finally:
             for quantizer in quantizers:
                 quantizer.bypassed = False
-        for result, wanted in zip(computed, expected, strict=True):
-            if isinstance(wanted, torch.Tensor):
-                error = _error(result, wanted)
-                if error:
-                    return f"its output differs by {error:.3g} on the example graph"
-        return ""
+        errors = [_error(result, wanted) for result, wanted in zip(computed, expected, strict=True)]
+        worst = max(errors, default=0.0)
+        return f"its output differs by {worst:.3g} on a graph that the trace was checked on" if worst else ""
 
     return check
 
 
-@torch.no_grad()
-def _in_eval_mode(module: nn.Module, example: tuple[Any, ...] | Mapping[str, Any]) -> Any:
-    """Run ``module`` on copies of the example's tensors, always with the same random numbers."""
-    was_training = module.training
-    module.eval()
-    example = pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, (torch.Tensor, BaseData)) else leaf, example
-    )
-    try:
-        with fixed_randomness(0):
-            return module(*example) if isinstance(example, tuple) else module(**example)
-    finally:
-        module.train(was_training)
-
-
-def _error(result: Tensor, wanted: Tensor) -> float:
-    """The largest difference, 0 where it is no more than rounding."""
+def _error(result: Any, wanted: Any) -> float:
+    """The largest difference of two tensors, 0 where it is no more than rounding."""
+    if not isinstance(wanted, torch.Tensor):
+        return 0.0
     a, b = (value.to_dense().double() for value in (result, wanted))
     scale = float(b.abs().max()) if b.numel() else 0.0
     rough = wanted.dtype in (torch.float16, torch.bfloat16)

@@ -57,7 +57,7 @@ class QuantizerInserter:
         A row of one number has one scale with all others: a scale of its own would be the number.
         """
         spec = self.config.resolve(name, kind, self.bits)
-        if kind != "weight" and math.prod(value.meta["shape"][1:]) <= 1:
+        if kind != "weight" and math.prod(_row_shape(value)) <= 1:
             spec = spec.updated(QuantSpec(granularity="tensor"))
         return spec if force is None else spec.updated(force)
 
@@ -133,7 +133,8 @@ class QuantizerInserter:
         name = self._unique(name)
         target = self._target(name)
         shape = tuple(value.meta["shape"])
-        quantizer = Quantizer(spec, shape[0] if spec.granularity == "column" else None)
+        channels = shape[0] if spec.granularity == "column" else None
+        quantizer = Quantizer(spec, channels, value.meta.get("row_axis", 0))
         quantizer.train(self.module.training)
         self.module.add_submodule(target, quantizer)
         if is_constant:
@@ -207,7 +208,11 @@ class QuantizerInserter:
                 passes = all(_reads_codes(user) for user in value.users)
             else:
                 found = row_gather(value)
-                passes = found is not None and found[2] == 0 and is_float(found[0])
+                passes = (
+                    found is not None
+                    and is_float(found[0])
+                    and found[2] == found[0].meta.get("row_axis", 0) == 0
+                )
             if not passes:
                 return value, chain[::-1]
             chain.append(value)
@@ -273,6 +278,13 @@ class QuantizerInserter:
         while candidate in self.sites:
             candidate, count = f"{name}_{count}", count + 1
         return candidate
+
+
+def _row_shape(value: fx.Node) -> tuple[int, ...]:
+    """Shape of one row of a tensor."""
+    shape = list(value.meta["shape"])
+    del shape[value.meta.get("row_axis", 0)]
+    return tuple(shape)
 
 
 def _reads_codes(user: fx.Node) -> bool:

@@ -57,7 +57,7 @@ class QuantizeSkips(Pass):
         stages = _stages(module)
         needs: dict[fx.Node, set[int]] = {}
         for node in reversed(list(module.graph.nodes)):
-            if not _is_computed_float(module, node):
+            if not _is_computed_float(module, node) or inserter.constants.is_constant(node):
                 continue
             by_user = {user: _need(module, node, user, stages, needs) for user in node.users}
             needed = set[int]().union(*by_user.values())

@@ -89,13 +89,13 @@ class _CentredCodes(torch.autograd.Function):
         return of_value, of_inverse, None, None
 
 
-def row_statistic(value: Tensor, zero2: int) -> Tensor:
-    """Largest magnitude of every row [N, 1, ...]; of the positive part for unsigned grids.
+def row_statistic(value: Tensor, zero2: int, row_axis: int = 0) -> Tensor:
+    """Largest magnitude of every row [..., N, 1, ...]; of the positive part for unsigned grids.
 
     A maximum is the same in whatever order it is taken: integer code and this reference agree to
     the last bit.
     """
-    rows = value.detach().flatten(1)
+    rows = value.detach().movedim(row_axis, 0).flatten(1)
     if rows.size(1) == 0:
         statistic = rows.new_zeros(rows.size(0))
     elif zero2 == 0:
@@ -103,4 +103,4 @@ def row_statistic(value: Tensor, zero2: int) -> Tensor:
     else:
         lowest, highest = torch.aminmax(rows, dim=1)
         statistic = torch.maximum(highest, -lowest)
-    return statistic.view(-1, *[1] * (value.dim() - 1))
+    return statistic.view(*[1] * row_axis, -1, *[1] * (value.dim() - 1 - row_axis))

@@ -31,7 +31,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         codes: Centred codes, in the dtype of the tensor.
-        scale: Scalar, [N, 1, ...] (per row) or [M, 1] (per output channel of a weight); ``None``
+        scale: Scalar, [..., N, 1, ...] (per row) or [M, 1] (per output channel of a weight); ``None``
             where the quantizer is bypassed and ``codes`` are the values. float32, or float64.
     """
 
@@ -49,10 +49,12 @@ class Quantizer(nn.Module):
     Args:
         spec: A complete specification.
         channels: Number of output channels, for granularity ``"column"``.
+        row_axis: Axis of the rows, for granularity ``"row"``.
 
     Attributes:
         bits: Bit width.
         granularity: ``"row"``, ``"tensor"`` or ``"column"``.
+        row_axis: Axis of the rows.
         log_scale: Logarithm of the scale: a scalar, [channels, 1] for ``"column"``, and for ``"row"``
             the logarithm of the factor of every row's statistic.
         zero2: Doubled zero point, int64 scalar buffer; chosen by the data in calibration.
@@ -64,12 +66,13 @@ class Quantizer(nn.Module):
     zero2: Tensor
     calibrated: Tensor
 
-    def __init__(self, spec: QuantSpec, channels: int | None = None) -> None:
+    def __init__(self, spec: QuantSpec, channels: int | None = None, row_axis: int = 0) -> None:
         super().__init__()
         assert spec.bits is not None
         assert spec.granularity is not None
         self.bits = spec.bits
         self.granularity = spec.granularity
+        self.row_axis = row_axis
         shape = () if channels is None else (channels, 1)
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero2", torch.tensor(signed_zero2(spec.bits)))
@@ -91,7 +94,7 @@ class Quantizer(nn.Module):
         zero2 = int(self.zero2)
         scale = self.learned_scale().to(wide.dtype)
         if self.granularity == "row":
-            scale = row_statistic(wide, zero2) * scale
+            scale = row_statistic(wide, zero2, self.row_axis) * scale
         return Quantized(centred_codes(wide, scale, self.bits, zero2).to(value.dtype), scale)
 
     def learned_scale(self) -> Tensor:
@@ -153,6 +156,7 @@ class _RangeSearch:
         self.finite = True
         self._bits = quantizer.bits
         self._granularity = quantizer.granularity
+        self._row_axis = quantizer.row_axis
         self._shape = quantizer.log_scale.shape
         self._negative = False
         self._largest: Tensor | None = None
@@ -189,7 +193,9 @@ class _RangeSearch:
     def _error(self, value: Tensor, factor: float, zero2: int) -> Tensor:
         """Squared error with the range ``factor`` times the magnitude, summed as scales are shared."""
         assert self._largest is not None
-        base = row_statistic(value, zero2) if self._granularity == "row" else self._largest
+        base = self._largest
+        if self._granularity == "row":
+            base = row_statistic(value, zero2, self._row_axis)
         scale = base * (factor / code_range(self._bits, zero2)[1])
         error = (centred_codes(value, scale, self._bits, zero2) * scale - value).square()
         return error.sum(dim=1, keepdim=True) if self._shape else error.sum()

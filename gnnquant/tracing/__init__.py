@@ -6,7 +6,7 @@ and checks it against the model on a second graph (``check``, ``examples``).
 """
 
 from gnnquant.tracing.examples import second_example, synthesize_inputs
-from gnnquant.tracing.frontend import trace
+from gnnquant.tracing.frontend import trace, trace_with_graphs
 from gnnquant.tracing.module import TracedModule
 
-__all__ = ["TracedModule", "second_example", "synthesize_inputs", "trace"]
+__all__ = ["TracedModule", "second_example", "synthesize_inputs", "trace", "trace_with_graphs"]

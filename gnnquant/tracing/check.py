@@ -36,7 +36,6 @@ _CAUSES = (
     "constant",
     "attribute",
     "size-branch",
-    "dead-random",
     "training-branch",
 )
 """Kinds of notes, the most telling first."""
@@ -62,6 +61,18 @@ def cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pytree.tree_map(clone, value) for name, value in arguments.items()}
 
 
+@torch.no_grad()
+def evaluate(module: TracedModule, arguments: Mapping[str, Any]) -> Any:
+    """Run ``module`` in eval mode on copies of ``arguments`` (by parameter name), with a fixed seed."""
+    was_training = module.training
+    module.eval()
+    try:
+        with fixed_randomness(_SEED):
+            return call(module, module.signature.parameters, cloned(arguments))
+    finally:
+        module.train(was_training)
+
+
 def run_once(
     module: nn.Module, signature: inspect.Signature, arguments: Mapping[str, Any], training: bool
 ) -> Outcome:
@@ -76,8 +87,11 @@ def run_once(
 
 
 def _gradients(module: nn.Module, output: Any) -> dict[str, Tensor]:
-    """Gradients of a fixed weighting of all outputs, by parameter name."""
-    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    """Gradients of a fixed weighting of all outputs, by parameter name.
+
+    ``backward`` rather than ``autograd.grad``, which reentrant checkpoints do not support.
+    """
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad and p.is_leaf}
     results = [t for t in tensors_in(output) if t.requires_grad and t.layout == torch.strided]
     if not named or not results:
         return {}
@@ -86,8 +100,10 @@ def _gradients(module: nn.Module, output: Any) -> dict[str, Tensor]:
     for result in results:
         weight = torch.rand(result.shape, generator=weights).to(result.device, result.dtype)
         total = total + (result * weight).sum().abs().cpu().double()
-    found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+    for parameter in named.values():
+        parameter.grad = None
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in named.items() if p.grad is not None}
 
 
 class Verifier:

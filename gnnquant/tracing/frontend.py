@@ -71,19 +71,33 @@ def trace(
         TraceError: when the model cannot be traced, or the trace would not hold; it says why, where in
             the model's code, and what to do.
     """
+    return trace_with_graphs(model, example_inputs, check_inputs=check_inputs, strict=strict)[0]
+
+
+def trace_with_graphs(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    check_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> tuple[TracedModule, list[dict[str, Any]]]:
+    """:func:`trace`, and the graphs that the result was checked on: the example, and one of another size.
+
+    The graphs are arguments by parameter name, for :func:`gnnquant.tracing.check.evaluate`.
+    """
     _reject_wrappers(model)
     with TRACE_LOCK, torch.inference_mode(False), torch.enable_grad():
         attempts = _Attempts(model, example_inputs, check_inputs)
         try:
-            return attempts.trace(())
+            return attempts.trace(()), attempts.graphs
         except TraceError as error:
             found = None if strict else keep_layers_whole(attempts, error)
             if found is None:
                 raise
     traced, reasons = found
     for reason in reasons:
-        warnings.warn(reason, UserWarning, stacklevel=2)
-    return traced
+        warnings.warn(reason, UserWarning, stacklevel=3)
+    return traced, attempts.graphs
 
 
 class _Attempts:
@@ -108,6 +122,11 @@ class _Attempts:
         self.verifier = Verifier(self.original, self.signature, self.example)
         self.verifier.add_second_graph(self.example, given)
         self.evidence: list[str] = []
+
+    @property
+    def graphs(self) -> list[dict[str, Any]]:
+        """The example and the second graph, as arguments by parameter name."""
+        return [dict(arguments) for _, arguments, _ in self.verifier.graphs]
 
     def trace(self, whole: Collection[str]) -> TracedModule:
         """One attempt; the layers ``whole`` stay one node each.

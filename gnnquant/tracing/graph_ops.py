@@ -50,6 +50,14 @@ def sorted_index(index: Tensor) -> Tensor:
     return index
 
 
+def largest(index: Tensor) -> Tensor:
+    """The largest integer of ``index``; -1 of none, so that ``int(index.max()) + 1`` counts what is there.
+
+    Models guard ``index.max()`` by ``if index.numel() > 0``, and a graph holds the branch of its example.
+    """
+    return index.max() if index.numel() else index.new_full((), -1)
+
+
 class TrainingSwitch(nn.Module):
     """Calls ``function`` with this module's ``training`` flag in the place where the model put its own.
 

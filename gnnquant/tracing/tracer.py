@@ -31,7 +31,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from gnnquant.errors import TraceError
 from gnnquant.ir import ROLE_MARKERS
-from gnnquant.tracing.graph_ops import AutogradCall, TrainingSwitch, device_of, dtype_of, set_item
+from gnnquant.tracing.graph_ops import AutogradCall, TrainingSwitch, device_of, dtype_of, largest, set_item
 from gnnquant.tracing.numbers import (
     FloatStandIn,
     IntStandIn,
@@ -217,7 +217,7 @@ class Recorder:
         self.constants: dict[str, Tensor] = {}
         """Tensors that nobody produced: attribute name of the root -> value."""
         self.kept: set[fx.Node] = set()
-        """Nodes with an effect (in-place changes): never dead."""
+        """Nodes with an effect (changes in place, random numbers): never dead."""
         self.paths = {module: name for name, module in model.named_modules()}
         self._module_stack = [""]
         self._values: dict[int, tuple[Tensor, fx.Node]] = {}
@@ -332,14 +332,17 @@ class Recorder:
         return self._register(value, node)
 
     def dead_code_removed(self) -> None:
-        """Erase what does not reach the output and has no effect."""
+        """Erase what does not reach the output and has no effect.
+
+        Drawing random numbers is one: those drawn later are others without it.
+        """
         for node in reversed(list(self.graph.nodes)):
             if node.users or node in self.kept or node.op in ("placeholder", "output"):
                 continue
             if _draws_random_numbers(node):
-                text = f"'{node.name}' draws random numbers but does not reach the output"
-                self.notes[Note("dead-random", text, node.meta["source"], node.meta["module_path"])] = None
-            self.graph.erase_node(node)
+                self.kept.add(node)
+            else:
+                self.graph.erase_node(node)
 
     # --- torch calls ---------------------------------------------------------------------------------
 
@@ -366,6 +369,8 @@ class Recorder:
         flag = flag_position(args, kwargs)
         if flag is not None:
             return self.toggle(func, flag, args, kwargs)
+        if name == "max" and len(args) == 1 and not kwargs and args[0].dtype == torch.int64:
+            return self._record("call_function", largest, largest, args, kwargs)
         if name in _OPERATORS:
             function, swapped = _OPERATORS[name]
             if swapped:

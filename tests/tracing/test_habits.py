@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import nn as gnn
@@ -230,3 +231,47 @@ def test_every_way_to_say_dropout(drop):
 
     model = Net()
     assert_same(model, trace(model, EXAMPLE), *SECOND)
+
+
+def test_a_guarded_maximum_holds_without_edges() -> None:
+    class Guarded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(zoo.FEATURES, 4)
+
+        def forward(self, x, edge_index):
+            count = 0
+            if edge_index.numel() > 0:
+                count = int(edge_index[1].max()) + 1
+            return self.lin(x).sum(0) * count
+
+    model = Guarded()
+    traced = trace(model, EXAMPLE, check_inputs=SECOND)
+    for inputs in (EXAMPLE, SECOND, (GRAPH[0], GRAPH[1][:, :0])):
+        assert torch.equal(traced(*inputs), model(*inputs))
+
+
+def test_random_numbers_that_nobody_reads_are_drawn_nonetheless() -> None:
+    class Wasteful(Body):
+        def forward(self, x, edge_index):
+            functional.dropout(x, training=self.training)
+            torch.rand_like(x)
+            return functional.dropout(super().forward(x, edge_index), training=self.training)
+
+    model = Wasteful()
+    assert_same(model, trace(model, EXAMPLE, check_inputs=SECOND), *SECOND)
+
+
+def test_reentrant_checkpoints_inside_of_the_model() -> None:
+    class Deep(Body):
+        def __init__(self):
+            super().__init__()
+            self.deep = gnn.DeepGCNLayer(
+                gnn.GENConv(8, 8, norm="layer"), nn.LayerNorm(8), nn.ReLU(), "res+", 0.1, True
+            )
+
+        def forward(self, x, edge_index):
+            return self.lin(self.deep(self.conv(x, edge_index), edge_index))
+
+    model = Deep()
+    assert_same(model, trace(model, EXAMPLE, check_inputs=SECOND), *SECOND)

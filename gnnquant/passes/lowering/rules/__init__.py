@@ -43,7 +43,12 @@ NAMES: dict[str, Rule] = {
     **modules.NAMES,
     **edges.NAMES,
 }
-FUNCTIONS: dict[Any, Rule] = {**refused.FUNCTIONS, **sites.FUNCTIONS, **edges.FUNCTIONS}
+FUNCTIONS: dict[Any, Rule] = {
+    **refused.FUNCTIONS,
+    **reductions.FUNCTIONS,
+    **sites.FUNCTIONS,
+    **edges.FUNCTIONS,
+}
 MODULES: dict[type, Rule] = {**refused.MODULES, **modules.MODULES, **sites.MODULES}
 _TORCH = ("torch", "operator", "_operator", "builtins", "math")
 

@@ -14,6 +14,7 @@ from gnnquant.passes.lowering.program import positions
 from gnnquant.passes.lowering.rules.elementwise import NAMES as ELEMENTWISE
 from gnnquant.passes.lowering.rules.elementwise import is_integer
 from gnnquant.passes.lowering.values import Index, Rows, Size
+from gnnquant.tracing import graph_ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,7 +127,7 @@ def _many(program: Program, values: Sequence[Any], name: str) -> Any:
     return result
 
 
-def largest_entry(program: Program, x: Index, reduce: str) -> Size:
+def largest_entry(program: Program, x: Index, reduce: str = "max") -> Size:
     """The largest integer."""
     if reduce != "max" or x.boolean:
         raise program.refuse("the smallest entry of integers")
@@ -361,3 +362,5 @@ NAMES: dict[str, Rule] = {
     "any": any_true,
     "all": all_true,
 }
+
+FUNCTIONS: dict[Any, Rule] = {graph_ops.largest: largest_entry}

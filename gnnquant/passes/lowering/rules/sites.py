@@ -40,6 +40,8 @@ def quantizer(program: Program, layer: Quantizer, value: Any) -> Any:
 def quantized_rows(program: Program, layer: Quantizer, x: Rows, site: str) -> Codes:
     """Codes of rows."""
     is_row = layer.granularity == "row"
+    if is_row and x.rows != ONE and x.axis != layer.row_axis:
+        raise program.refuse(f"its rows are axis {x.axis}, and axis {layer.row_axis} was quantized")
     name = program.write(
         "quantize",
         (x,),
