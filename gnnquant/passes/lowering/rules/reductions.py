@@ -127,8 +127,10 @@ def _many(program: Program, values: Sequence[Any], name: str) -> Any:
     return result
 
 
-def largest_entry(program: Program, x: Index, reduce: str = "max") -> Size:
+def largest_entry(program: Program, x: Any, reduce: str = "max") -> Size:
     """The largest integer."""
+    if not isinstance(x, Index):
+        raise program.refuse("a number that depends on the values of features")
     if reduce != "max" or x.boolean:
         raise program.refuse("the smallest entry of integers")
     arrays = [str(item) for item in x.parts.reshape(-1)]
