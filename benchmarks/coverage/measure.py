@@ -10,6 +10,7 @@ import re
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -247,7 +248,7 @@ class Measurement:
         except Exception as error:
             self.row.cells[name] = False
             kind = "" if isinstance(error, DifferenceError) else f"{type(error).__name__}: "
-            self.row.reasons[name] = kind + str(error).strip()
+            self.row.reasons[name] = without_folders(kind + str(error).strip())
             return False
         self.row.cells[name] = True
         return True
@@ -458,6 +459,11 @@ def share_near(found: list[Any], wanted: list[Any]) -> float:
     ]
     shares = [float(((f - w).abs() <= NEAR * w.abs().max()).double().mean()) for f, w in pairs]
     return min(shares, default=1.0)
+
+
+def without_folders(message: str) -> str:
+    """An error message without what is particular to this machine: paths start at the package."""
+    return re.sub(r"/\S*/site-packages/", "", message).replace(f"{Path.cwd()}/", "")
 
 
 def names_a_node(message: str, module: QuantizedModule) -> bool:
