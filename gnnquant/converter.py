@@ -26,6 +26,7 @@ from gnnquant.passes.recognize_propagation import RecognizePropagation
 from gnnquant.passes.share_values import ShareValues
 from gnnquant.passes.sites import Site
 from gnnquant.quantizers.calibration import quantizers_of
+from gnnquant.quantizers.dropout import replace_dropout
 from gnnquant.quantizers.modules import Quantizer
 from gnnquant.quantizers.whole_layers import ROLES, attach, observe_values
 from gnnquant.tracing import TracedModule, synthesize_inputs, trace_with_graphs
@@ -134,6 +135,7 @@ def convert(
     Pipeline(tuple(passes), check=check).run(quantized)
     if bits != FLOAT_BITS:
         _quantize_whole_layers(quantized, graphs[0], bits, config)
+        replace_dropout(quantized)
     quantized.train(model.training)
     return quantized
 

@@ -101,13 +101,13 @@ class GAT(nn.Module):
 
 
 class SMP(nn.Module):
-    """An MLP and ten steps of smoothness-aware propagation (Wang et al., CIKM 2023)."""
+    """An MLP and steps of smoothness-aware propagation (Wang et al., CIKM 2023)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, steps: int = 10) -> None:
         super().__init__()
         self.lin1 = nn.Linear(features, hidden)
         self.lin2 = nn.Linear(hidden, classes)
-        self.propagation = SmoothPropagation(K=10)
+        self.propagation = SmoothPropagation(K=steps)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""

@@ -16,6 +16,7 @@ from gnnquant.passes.lowering.rules.parts import embedding, look_up
 from gnnquant.passes.lowering.rules.reductions import reduce_axes, softmax_over
 from gnnquant.passes.lowering.rules.shapes import flatten, unflatten
 from gnnquant.passes.lowering.values import Index, Rows
+from gnnquant.quantizers.dropout import Dropout
 from gnnquant.smoothness import SmoothnessConstraint
 from gnnquant.tracing.graph_ops import TrainingSwitch
 
@@ -230,7 +231,7 @@ MODULES: dict[type, Rule] = {
     TrainingSwitch: training_switch,
     SmoothnessConstraint: smoothness_constraint,
     **dict.fromkeys(
-        (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity), _same
+        (nn.Dropout, Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity), _same
     ),
     nn.ReLU: _calls(entry.NAMES["relu"]),
     nn.Sigmoid: _calls(entry.NAMES["sigmoid"]),

@@ -1,0 +1,128 @@
+"""Independent jobs over the cores, one JSON file each: interrupted work goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+PACKAGES = ("torch", "torch_geometric", "numpy")
+
+
+class Job(Protocol):
+    """A frozen dataclass of plain values that says everything about one piece of work."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Name of its file, without ``.json``; equal jobs have equal keys."""
+        ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+def result_of(job: Job, folder: Path) -> dict[str, Any] | None:
+    """What an earlier run of exactly this job found; ``None`` where there was none."""
+    path = folder / f"{job.key}.json"
+    if not path.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return stored if stored["job"] == _plain(job) else None
+
+
+def run_jobs(
+    work: Callable[[J], dict[str, Any]],
+    jobs: Sequence[J],
+    folder: Path,
+    *,
+    workers: int,
+    label: str = "jobs",
+) -> list[str]:
+    """Run every job that ``folder`` has no result of; one thread each, ``workers`` at a time.
+
+    Args:
+        work: A function of a module, which returns what JSON can hold.
+        jobs: What to do.
+        folder: Where ``<key>.json`` is written as soon as a job is finished, with the job itself, the
+            versions, the machine and the seconds.
+        workers: Processes.
+        label: What the progress bar is called.
+
+    Returns:
+        One line for each job that failed.
+    """
+    waiting = [job for job in dict.fromkeys(jobs) if result_of(job, folder) is None]
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = []
+    # Processes inherit these; one thread each, or they would fight over the processors.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS"):
+        os.environ[name] = "1"
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        tasks = {pool.submit(_timed, work, job, folder): job for job in waiting}
+        try:
+            bar = tqdm(as_completed(tasks), total=len(tasks), unit="job", desc=label, disable=None)
+            failures = [f"{tasks[task].key}: {task.result()}" for task in bar if task.result()]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failures
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file in one step: a reader sees the old or the new content, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _timed(work: Callable[[J], dict[str, Any]], job: J, folder: Path) -> str:
+    """Do one job and write its file; returns what went wrong, or ``""``."""
+    import torch
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        result = work(job)
+    except Exception:
+        return traceback.format_exc(limit=-3)
+    about = {
+        "job": _plain(job),
+        "result": result,
+        "seconds": round(time.perf_counter() - start, 2),
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": machine(),
+    }
+    write_json(folder / f"{job.key}.json", about)
+    return ""
+
+
+def _plain(job: Job) -> Any:
+    """The job as JSON gives it back."""
+    return json.loads(json.dumps(asdict(job)))
+
+
+def machine() -> str:
+    """The processor's name and the number of cores."""
+    name = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines: Iterable[str] = info.read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} x{os.cpu_count()}"
