@@ -37,7 +37,7 @@ class EpochRecord:
             ``None`` without validation examples.
         lr: Learning rate of the weights in this epoch.
         range_lr: Learning rate of the quantizers' ranges in this epoch.
-        smoothness: One report per constraint; empty without ``smoothness=``.
+        smoothness: One report per layer, of the last training step; empty without ``smoothness=``.
     """
 
     epoch: int

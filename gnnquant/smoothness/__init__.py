@@ -5,7 +5,7 @@ from gnnquant.smoothness.functional import (
     laplacian_quadratic_form,
     mean_neighbour_distance,
 )
-from gnnquant.smoothness.lagrangian import ConstraintReport, LagrangianDriver, Smoothness
+from gnnquant.smoothness.lagrangian import ConstraintReport, LagrangianDriver, Smoothness, measure
 from gnnquant.smoothness.propagation import SmoothnessConstraint, SmoothPropagation
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "dirichlet_energy",
     "laplacian_quadratic_form",
     "mean_neighbour_distance",
+    "measure",
 ]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from gnnquant import ir
+from gnnquant.data import model_inputs
 from gnnquant.errors import FineTuneError, InputError
-from gnnquant.smoothness.functional import dirichlet_energy
+from gnnquant.quantizers.ops import adjacency
+from gnnquant.smoothness.functional import dirichlet_energy, mean_neighbour_distance
 from gnnquant.smoothness.propagation import SmoothnessConstraint
+from gnnquant.tracing import TracedModule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+
+    from gnnquant.data import Graph, Inputs
 
 
 @dataclass(frozen=True)
@@ -56,47 +62,51 @@ class Smoothness:
 
 @dataclass(frozen=True)
 class ConstraintReport:
-    """One layer's constraint after an epoch.
+    """One layer's smoothness and its constraint.
 
     Attributes:
-        layer: Name of the step's constraint, or of the two layers compared.
-        value: The constrained quantity in the last training step.
-        bound: Its bound.
+        layer: Name of the step's constraint, or of the message-passing layer.
+        value: The constrained quantity: ``tr(D^T L D)`` of a step of ``SmoothPropagation``, else the
+            change of Dirichlet energy from the layer before; NaN for the first layer.
+        bound: Its bound; infinite for the first layer.
         multiplier: The Lagrange multiplier.
+        energy: ``dirichlet_energy`` of the layer's result, over the edges that it sees.
+        distance: ``mean_neighbour_distance`` of the layer's result.
     """
 
     layer: str
     value: float
     bound: float
     multiplier: float
+    energy: float
+    distance: float
 
     @property
     def held(self) -> bool:
         """Whether the value was within the bound."""
-        return self.value <= self.bound
+        return not self.value > self.bound
 
 
 class LagrangianDriver(ABC):
     """Runs a model under smoothness constraints; ``create`` chooses how."""
 
     @staticmethod
-    def create(model: nn.Module, smoothness: Smoothness) -> LagrangianDriver:
+    def create(model: nn.Module, smoothness: Smoothness, *, training: bool = True) -> LagrangianDriver:
         """The driver for ``model``.
 
         Args:
             model: A model with ``SmoothPropagation`` layers (traced or not), or a traced model.
             smoothness: The constraint.
+            training: Whether the layers are those of train mode; a few models have others in eval mode.
 
         Raises:
             FineTuneError: When the model has nothing to constrain.
         """
-        steps = {
-            name: module for name, module in model.named_modules() if isinstance(module, SmoothnessConstraint)
-        }
+        steps = _steps(model)
         if steps:
             return PropagationDriver(model, steps, smoothness)
         if isinstance(model, fx.GraphModule):
-            return LayerDriver(model, smoothness)
+            return LayerDriver(model, smoothness, training=training)
         raise FineTuneError(
             f"smoothness= needs a converted model or SmoothPropagation layers, and "
             f"{type(model).__name__} is neither; pass what gnnquant.convert returns"
@@ -112,7 +122,57 @@ class LagrangianDriver(ABC):
 
     @abstractmethod
     def report(self) -> tuple[ConstraintReport, ...]:
-        """Each layer's constraint as of the last training step."""
+        """Each layer's constraint as of the last call of ``forward``."""
+
+
+def measure(
+    model: nn.Module, data: Graph, *, smoothness: Smoothness | None = None, inputs: Inputs | None = None
+) -> tuple[ConstraintReport, ...]:
+    """The smoothness of every layer of a finished model on a graph, in eval mode and without gradients.
+
+    The multipliers are those that training left, and stay as they are::
+
+        for layer in gnnquant.smoothness.measure(q, data):
+            print(layer.layer, layer.energy, layer.value, layer.bound, layer.multiplier)
+
+    Args:
+        model: A model with ``SmoothPropagation`` layers, or what ``gnnquant.convert`` returns.
+        data: One graph, or a batch of graphs.
+        smoothness: Whose bound to report; ``None``: that of the training.
+        inputs: Where the model's inputs are in the data: see ``gnnquant.data.Inputs``.
+
+    Returns:
+        One report per layer, as in ``EpochRecord.smoothness``.
+
+    Raises:
+        FineTuneError: When the model has no layers to compare, or they are not over the same nodes.
+        InputError: When a model input is not in the data.
+    """
+    modes = {module: module.training for module in model.modules()}
+    arguments = model_inputs(model, data, inputs)
+    steps = _steps(model)
+    budgets = {step: step.budget for step in steps.values()}
+    model.eval()
+    try:
+        if steps:
+            for step in steps.values():
+                step.reporting = True
+                if smoothness is not None and smoothness.bound is not None:
+                    step.budget = smoothness.bound
+            with torch.no_grad():
+                model(**arguments)
+            return _report_steps(steps)
+        kept = _kept(model)
+        smoothness = smoothness or (Smoothness() if kept is None else kept.smoothness)
+        driver = LagrangianDriver.create(model, smoothness, training=False)
+        with torch.no_grad():
+            driver.forward(arguments)
+        return driver.report()
+    finally:
+        for step, budget in budgets.items():
+            step.reporting, step.budget = False, budget
+        for module, training in modes.items():
+            module.training = training
 
 
 class PropagationDriver(LagrangianDriver):
@@ -132,17 +192,42 @@ class PropagationDriver(LagrangianDriver):
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
         """Run the model; the constraint acts inside the layer, there is no penalty."""
-        return self._model(**inputs), None
+        for step in self._steps.values():
+            step.reporting = True
+        try:
+            return self._model(**inputs), None
+        finally:
+            for step in self._steps.values():
+                step.reporting = False
 
     def ascend(self) -> None:
         """Nothing: the forward pass has done it."""
 
     def report(self) -> tuple[ConstraintReport, ...]:
         """One line per step of propagation."""
-        return tuple(
-            ConstraintReport(name, float(step.value), float(step.bound), float(step.multiplier))
-            for name, step in self._steps.items()
-        )
+        return _report_steps(self._steps)
+
+
+ATTRIBUTE = "layer_multipliers"
+"""Name under which a traced model has its ``LayerMultipliers``."""
+
+
+@dataclass
+class LayerMultipliers:
+    """The multipliers of a traced model without ``SmoothPropagation`` layers.
+
+    A plain attribute of the model: it is copied and pickled with it, a further
+    training goes on with it, and state dicts of trained and fresh models stay alike.
+
+    Attributes:
+        names: The layers, in order.
+        smoothness: The constraint that was trained with.
+        values: [layers - 1], that of a layer and the one before.
+    """
+
+    names: tuple[str, ...]
+    smoothness: Smoothness
+    values: Tensor
 
 
 class LayerDriver(LagrangianDriver):
@@ -152,42 +237,47 @@ class LayerDriver(LagrangianDriver):
     ``g_k <= 0`` is held with one multiplier ``lam_k`` per pair of layers: descent of the model's
     parameters and ascent of ``lam_k`` on ``f + lam_k (g_k + s_k^2) + c/2 (g_k + s_k^2)^2``, the
     modified differential multiplier method with damping c (Platt and Barr, "Constrained
-    Differential Optimization", NIPS 1988). The slack is eliminated at its minimum, ``s_k^2 =
-    max(0, -g_k - lam_k / c)``, which leaves the penalty (Rockafellar 1973)::
+    Differential Optimization", NIPS 1988, section 3.1 and, for the slack, 3.2). The slack is eliminated
+    at its minimum, ``s_k^2 = max(0, -g_k - lam_k / c)``, which leaves the penalty (Rockafellar 1973)::
 
         (max(0, lam_k + c g_k)^2 - lam_k^2) / (2 c)
 
+    A layer is what the tracer marks as an update: each call of a convolution, each step of APPNP. Its value
+    is what ``propagate`` returns: of GCN before the bias, of SAGE and GIN before their weights.
+
     Attributes:
-        multipliers: ``lam`` [number of pairs], float32.
+        multipliers: ``lam`` [layers - 1], float32.
     """
 
-    def __init__(self, model: fx.GraphModule, smoothness: Smoothness) -> None:
-        updates = [node for node in model.graph.nodes if node.target is ir.update]
+    def __init__(self, model: fx.GraphModule, smoothness: Smoothness, *, training: bool = True) -> None:
+        self._model = model
+        self._smoothness = smoothness
+        self._sibling, updates = _returning_updates(model, training)
         if len(updates) < 2:
             raise FineTuneError(
                 f"smoothness= compares consecutive message-passing layers, and the model has {len(updates)}"
             )
-        self._names = [f"{a.args[1]} -> {b.args[1]}" for a, b in pairwise(updates)]
+        self._names = updates
         self._bound = 0.1 if smoothness.bound is None else smoothness.bound
         self._damping = smoothness.damping
         self._lr = 0.1 if smoothness.multiplier_lr is None else smoothness.multiplier_lr
-        self._sibling = _returning(model, updates)
-        self.multipliers = torch.zeros(len(self._names))
-        self._excess = torch.zeros(len(self._names))
+        kept = _kept(model)
+        fits = kept is not None and kept.names == updates
+        self.multipliers = kept.values.clone() if kept and fits else torch.zeros(len(updates) - 1)
+        self._excess = torch.zeros(len(updates) - 1)
+        self._energies = self._distances = torch.zeros(len(updates))
 
     def forward(self, inputs: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
         """Run the model once and form the penalty from its updates."""
-        edge_index = inputs.get("edge_index")
-        if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
-            raise FineTuneError("smoothness= needs a model input 'edge_index' of shape [2, E]")
+        edge_index = _edges(inputs)
         output, updates = self._sibling(**inputs)
-        rows = {value.size(0) for value in updates}
-        if len(rows) > 1:
-            raise FineTuneError(
-                f"smoothness= compares layers over the same nodes, and the layers have {sorted(rows)} rows"
-            )
-        energies = torch.stack([dirichlet_energy(value.flatten(1), edge_index) for value in updates])
-        excess = (energies[1:] - energies[:-1]).abs() - self._bound
+        self._check(updates, edge_index)
+        rows = [value.flatten(1) for value in updates]
+        energies = torch.stack([dirichlet_energy(value, edge_index) for value in rows])
+        with torch.no_grad():
+            self._distances = torch.stack([mean_neighbour_distance(value, edge_index) for value in rows])
+        self._energies = energies.detach()
+        excess = self._change(energies) - self._bound
         self._excess = excess.detach()
         self.multipliers = self.multipliers.to(excess.device)
         pressed = (self.multipliers + self._damping * excess).clamp(min=0)
@@ -197,21 +287,97 @@ class LayerDriver(LagrangianDriver):
         """``lam_k = max(0, lam_k + eta (g_k + s_k^2))``."""
         residual = torch.maximum(self._excess, -self.multipliers / self._damping)
         self.multipliers = (self.multipliers + self._lr * residual).clamp(min=0)
+        vars(self._model)[ATTRIBUTE] = LayerMultipliers(self._names, self._smoothness, self.multipliers)
 
     def report(self) -> tuple[ConstraintReport, ...]:
-        """One line per pair of consecutive layers."""
+        """One line per layer; the first has nothing before it to compare with."""
+        values = [math.nan, *(self._excess + self._bound).tolist()]
+        bounds = [math.inf, *[self._bound] * len(self._excess)]
+        multipliers = [0.0, *self.multipliers.tolist()]
+        measured = zip(self._energies.tolist(), self._distances.tolist(), strict=True)
         return tuple(
-            ConstraintReport(name, excess + self._bound, self._bound, multiplier)
-            for name, excess, multiplier in zip(
-                self._names, self._excess.tolist(), self.multipliers.tolist(), strict=True
+            ConstraintReport(name, value, bound, multiplier, energy, distance)
+            for name, value, bound, multiplier, (energy, distance) in zip(
+                self._names, values, bounds, multipliers, measured, strict=True
             )
         )
 
+    @staticmethod
+    def _change(energies: Tensor) -> Tensor:
+        """The constrained quantity of every pair of layers, [layers - 1]."""
+        return (energies[1:] - energies[:-1]).abs()
 
-def _returning(model: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """A graph module over the same parameters that returns ``(output, values of nodes)``."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(model.graph, copies)
-    graph.output((output, tuple(copies[node] for node in nodes)))
-    return fx.GraphModule(model, graph)
+    def _check(self, updates: Sequence[Tensor], edge_index: Tensor) -> None:
+        """That all layers have one row for each node of the edges."""
+        rows = {name: value.size(0) for name, value in zip(self._names, updates, strict=True)}
+        if len(set(rows.values())) > 1:
+            listed = ", ".join(f"{name}: {count}" for name, count in rows.items())
+            raise FineTuneError(
+                f"smoothness= compares layers over the same nodes, and the layers have different numbers "
+                f"of rows ({listed}), as pooling or sampled neighbourhoods leave them"
+            )
+        nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        if nodes > updates[0].size(0):
+            raise FineTuneError(
+                f"smoothness= compares the two ends of every edge; the edges name {nodes} nodes, "
+                f"and the layers have {updates[0].size(0)} rows"
+            )
+
+
+def _steps(model: nn.Module) -> dict[str, SmoothnessConstraint]:
+    """The steps of all ``SmoothPropagation`` layers, by name."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, SmoothnessConstraint)
+    }
+
+
+def _report_steps(steps: Mapping[str, SmoothnessConstraint]) -> tuple[ConstraintReport, ...]:
+    numbers = ("value", "bound", "multiplier", "energy", "distance")
+    return tuple(
+        ConstraintReport(name, *(float(getattr(step, number)) for number in numbers))
+        for name, step in steps.items()
+    )
+
+
+def _edges(inputs: Mapping[str, Any]) -> Tensor:
+    """The edges [2, E] among the model's inputs.
+
+    ``edge_index``, as a tensor, as the attribute of a graph, or as a sparse adjacency matrix.
+
+    Raises:
+        FineTuneError: When there is none.
+    """
+    for value in (inputs.get("edge_index"), *inputs.values()):
+        edges = getattr(value, "edge_index", value)
+        if not isinstance(edges, Tensor):
+            continue
+        if edges.layout != torch.strided:
+            return adjacency(edges)[0]
+        integer = not edges.is_floating_point() and edges.dtype != torch.bool
+        if (edges is not value or value is inputs.get("edge_index")) and edges.dim() == 2 and integer:
+            return edges.as_subclass(Tensor)
+    raise FineTuneError(
+        "smoothness= needs a model input 'edge_index' of shape [2, E], a graph that has one, or a sparse "
+        "adjacency matrix"
+    )
+
+
+def _kept(model: nn.Module) -> LayerMultipliers | None:
+    """What an earlier training has left."""
+    kept = vars(model).get(ATTRIBUTE)
+    return kept if isinstance(kept, LayerMultipliers) else None
+
+
+def _returning_updates(model: fx.GraphModule, training: bool) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """What ``model`` runs in train or eval mode, returning ``(output, updates)``; and the layers' names.
+
+    The parameters and submodules are shared with ``model``, and so is the mode of dropout and norms.
+    """
+    graph = model.path_graph(training) if isinstance(model, TracedModule) else copy.deepcopy(model.graph)
+    updates = [node for node in graph.nodes if node.target is ir.update]
+    (output,) = graph.find_nodes(op="output")
+    output.args = ((output.args[0], tuple(updates)),)
+    names = tuple(f"{n.args[1]}[{n.args[2]}]" if n.args[2] else str(n.args[1]) for n in updates)
+    if isinstance(model, TracedModule):
+        return TracedModule.from_graph(model, graph), names
+    return fx.GraphModule(model, graph), names

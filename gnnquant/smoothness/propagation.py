@@ -6,7 +6,8 @@ Networks with Smoothness-aware Message Propagation", CIKM 2023, arXiv 2308.14949
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +15,49 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from gnnquant.errors import InputError
-from gnnquant.smoothness.functional import laplacian_quadratic_form
+from gnnquant.smoothness.functional import (
+    dirichlet_energy,
+    laplacian_quadratic_form,
+    mean_neighbour_distance,
+)
+
+Update = Literal["descent", "laplacian", "adjacency"]
+"""How the multiplier acts on the features: see ``SmoothPropagation``."""
 
 if TYPE_CHECKING:
     from torch_geometric.typing import OptTensor
 
 
 class SmoothnessConstraint(nn.Module):
-    """Slack and multiplier of one step's constraint ``tr(D^T L D) + s^2 = budget * |E|``.
+    """Slack and multiplier of one step's constraint ``v = tr(D^T L D) <= budget * |E|``.
 
     Like the running statistics of batch norm they are buffers that a forward pass updates in
     training mode and that evaluation only reads. The tracer keeps the module as a leaf, so that
-    no data-dependent update enters the traced graph.
+    no data-dependent update enters the traced graph. A training pass moves them by the basic
+    differential multiplier method (Platt and Barr, "Constrained Differential Optimization", NIPS
+    1988, with a slack for the inequality, section 3.2), descent in ``s`` and ascent in ``lam`` on
+    ``lam (v + s^2 - bound)``::
+
+        s  <- s - 2 eta_s lam s
+        lam <- lam + eta_lam (v + s^2 - bound),      kept within [0, limit]
+
+    so that the multiplier rises while the bound is broken and falls while it holds. The method as
+    published ascends on ``lam (bound - s^2 - v)``: with ``rising=False`` both signs are turned.
 
     Attributes:
         budget: Bound of the quadratic form, per edge.
         multiplier_lr: Step of the multiplier's ascent (eta_lam).
         slack_lr: Step of the slack's descent (eta_s).
+        limit: Largest multiplier.
+        rising: Whether the multiplier rises while the bound is broken.
+        correction: Coefficient of ``rough`` in the step's correction, per unit of the multiplier.
+        reporting: Whether energy and distance are measured too, and everything also in eval mode.
         multiplier: lambda >= 0, scalar buffer.
         slack: s, scalar buffer.
-        value: ``tr(D^T L D)`` of the last training pass, scalar buffer, not saved.
-        bound: ``budget * |E|`` of the last training pass, scalar buffer, not saved.
+        value: ``tr(D^T L D)`` of the last pass that measured it, scalar buffer, not saved.
+        bound: ``budget * |E|`` of that pass, scalar buffer, not saved.
+        energy: ``dirichlet_energy`` of the step's result, scalar buffer, not saved.
+        distance: ``mean_neighbour_distance`` of the step's result, scalar buffer, not saved.
     """
 
     traced_as_leaf = True
@@ -42,6 +65,8 @@ class SmoothnessConstraint(nn.Module):
     slack: Tensor
     value: Tensor
     bound: Tensor
+    energy: Tensor
+    distance: Tensor
 
     def __init__(
         self,
@@ -50,31 +75,39 @@ class SmoothnessConstraint(nn.Module):
         multiplier_lr: float = 1e-5,
         slack_lr: float = 1e-5,
         initial: float = 1e-3,
+        limit: float = math.inf,
+        rising: bool = True,
+        correction: float = 0.0,
     ) -> None:
         super().__init__()
         self.budget = budget
         self.multiplier_lr = multiplier_lr
         self.slack_lr = slack_lr
         self.initial = initial
-        for name, persistent in (
-            ("multiplier", True),
-            ("slack", True),
-            ("value", False),
-            ("bound", False),
-        ):
-            self.register_buffer(name, torch.zeros(()), persistent=persistent)
+        self.limit = limit
+        self.rising = rising
+        self.correction = correction
+        self.reporting = False
+        for name in ("multiplier", "slack"):
+            self.register_buffer(name, torch.zeros(()))
+        for name in ("value", "bound", "energy", "distance"):
+            self.register_buffer(name, torch.zeros(()), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start again from the initial slack and multiplier."""
-        self.multiplier.fill_(self.initial)
+        self.multiplier.fill_(min(self.initial, self.limit))
         self.slack.fill_(self.initial)
 
-    def forward(self, d: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+    def forward(
+        self, d: Tensor, pulled: Tensor, rough: Tensor, edge_index: Tensor, edge_weight: Tensor
+    ) -> Tensor:
         """The multiplier for this step; in training mode, updated afterwards.
 
         Args:
             d: Change of the features in this step [N, F].
+            pulled: Features after the step, before the correction [N, F].
+            rough: What the correction is a multiple of [N, F].
             edge_index: Edges [2, E] with self-loops, int64.
             edge_weight: Entries of the normalised adjacency [E].
 
@@ -83,17 +116,25 @@ class SmoothnessConstraint(nn.Module):
         """
         # A copy: the buffer changes below, and the backward pass needs the value that was used.
         multiplier = self.multiplier.clone()
-        if not self.training:
+        if not (self.training or self.reporting):
             return multiplier
         with torch.no_grad():
-            value = laplacian_quadratic_form(d, edge_index, edge_weight)
-            bound = self.budget * edge_index.size(1)
-            violation = bound - self.slack.square() - value
-            self.value.copy_(value)
-            self.bound.fill_(bound)
-            self.slack.add_(2 * self.slack_lr * multiplier * self.slack)
-            self.multiplier.add_(self.multiplier_lr * violation).clamp_(min=0)
+            self.value.copy_(laplacian_quadratic_form(d, edge_index, edge_weight))
+            self.bound.fill_(self.budget * edge_index.size(1))
+            if self.reporting:
+                h = pulled + self.correction * multiplier * rough
+                self.energy.copy_(dirichlet_energy(h, edge_index))
+                self.distance.copy_(mean_neighbour_distance(h, edge_index))
+            if self.training:
+                self._update()
         return multiplier
+
+    def _update(self) -> None:
+        """One step of the multiplier method from ``value`` and ``bound``."""
+        sign = 1 if self.rising else -1
+        violation = self.value + self.slack.square() - self.bound
+        self.slack.add_(-2 * sign * self.slack_lr * self.multiplier * self.slack)
+        self.multiplier.add_(sign * self.multiplier_lr * violation).clamp_(min=0, max=self.limit)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -107,20 +148,33 @@ class SmoothPropagation(MessagePassing):
 
         H'    = (1 - (1 + mu) eta) H_k + mu eta A~ H_k + eta H_0
         D     = H' - H_k
-        H_k+1 = H' + 2 eta lam L D,        L D = D - A~ D
+        H_k+1 = H' - 2 eta lam L D        update="descent"
+        H_k+1 = H' + 2 eta lam L D        update="laplacian"
+        H_k+1 = H' + 2 eta lam A~ D       update="adjacency"
 
-    where ``lam`` is the step's multiplier, see ``SmoothnessConstraint``: with
-    ``g = budget |E| - s^2 - tr(D^T L D)`` a training pass updates ``s += 2 eta_s lam s`` and
-    ``lam = max(0, lam + eta_lam g)`` (differential multiplier method, Platt and Barr 1988). The
-    correction is the descent step on ``lam g`` in ``H``; the authors' code applies ``A~`` where
-    the derivation gives ``L``. With ``lam = 0`` and ``(1 + mu) eta = 1`` the layer is APPNP with
-    teleport probability ``eta``.
+    where ``lam`` is the multiplier of the step's constraint ``tr(D^T L D) <= budget |E|``, see
+    ``SmoothnessConstraint``. ``"descent"`` is the descent step in ``H`` on ``lam (tr(D^T L D) -
+    budget |E|)``; its multiplier rises while the bound is broken. The other two take the sign of the
+    published equations, ``lam (budget |E| - s^2 - tr(D^T L D))``, whose multiplier rises while the
+    bound *holds*: ``"laplacian"`` is that function's derivative, ``"adjacency"`` what the authors'
+    code does. With ``lam = 0`` and ``(1 + mu) eta = 1`` the layer is APPNP with teleport probability
+    ``eta``; all three have APPNP's limit for many steps, since ``D`` vanishes there.
+
+    With ``"descent"`` the multiplier is at most ``mu / (2 eta (1 + 2 mu))``. Then, if also
+    ``(1 + mu) eta <= 1``, a step is a contraction with factor ``1 - eta`` in the spectral norm: on an
+    eigenvector of ``L`` with eigenvalue t in [0, 2] it multiplies the distance to the limit by
+    ``1 - eta (1 - 2 eta lam t) (1 + mu t)``, whose concave last product is least at t = 0 or 2, where it is
+    at least 1, and at most ``1 + 2 mu``. An error of a step therefore fades, however many steps follow.
+    The other updates have no such limit: ``"laplacian"`` diverges for large multipliers.
 
     It has no weights. Put it behind a feature network::
 
         self.propagation = SmoothPropagation()
         ...
         return self.propagation(self.mlp(x), edge_index)
+
+    In training, memory beyond the features of each step is O(E); a message [E, F] lives only while
+    it is summed.
 
     Attributes:
         constraints: One ``SmoothnessConstraint`` per step.
@@ -137,6 +191,7 @@ class SmoothPropagation(MessagePassing):
         slack_lr: float = 1e-5,
         initial: float = 1e-3,
         add_self_loops: bool = True,
+        update: Update = "descent",
     ) -> None:
         """Create the layer.
 
@@ -149,9 +204,11 @@ class SmoothPropagation(MessagePassing):
             slack_lr: eta_s.
             initial: First value of every slack and multiplier.
             add_self_loops: Whether the adjacency is given self-loops.
+            update: How the multiplier acts on the features.
 
         Raises:
-            InputError: For fewer than one step, or a step size or budget that is not positive.
+            InputError: For fewer than one step, a step size or budget that is not positive, or an update
+                that does not exist.
         """
         if K < 1:
             raise InputError(f"K must be at least 1, not {K}")
@@ -159,14 +216,24 @@ class SmoothPropagation(MessagePassing):
             raise InputError(
                 f"eta and budget must be positive and mu not negative: eta={eta}, mu={mu}, budget={budget}"
             )
+        if update not in get_args(Update):
+            raise InputError(f"update must be one of {', '.join(get_args(Update))}, not {update!r}")
         super().__init__(aggr="add")
         self.K = K
         self.mu = mu
         self.eta = eta
         self.add_self_loops = add_self_loops
+        self.update_form = update
+        descent = update == "descent"
         self.constraints = nn.ModuleList(
             SmoothnessConstraint(
-                budget=budget, multiplier_lr=multiplier_lr, slack_lr=slack_lr, initial=initial
+                budget=budget,
+                multiplier_lr=multiplier_lr,
+                slack_lr=slack_lr,
+                initial=initial,
+                limit=mu / (2 * eta * (1 + 2 * mu)) if descent else math.inf,
+                rising=descent,
+                correction=-2 * eta if descent else 2 * eta,
             )
             for _ in range(K)
         )
@@ -205,8 +272,11 @@ class SmoothPropagation(MessagePassing):
             if keep != 0:
                 pulled = pulled + keep * h
             d = pulled - h
-            rough = d - self.propagate(edge_index, x=d, edge_weight=weight)
-            h = pulled + 2 * self.eta * constraint(d, edge_index, weight) * rough
+            rough = self.propagate(edge_index, x=d, edge_weight=weight)
+            if self.update_form != "adjacency":
+                rough = d - rough
+            multiplier = constraint(d, pulled, rough, edge_index, weight)
+            h = pulled + constraint.correction * multiplier * rough
         return h
 
     def message(self, x_j: Tensor, edge_weight: Tensor) -> Tensor:

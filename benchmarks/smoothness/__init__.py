@@ -1,0 +1,1 @@
+"""Deep models, the smoothness constraint, and how quantization errors add up over steps."""

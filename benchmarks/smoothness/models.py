@@ -1,0 +1,81 @@
+"""Deep models, as a user would write them: stacks of GCN layers, and an MLP with K steps of propagation."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import APPNP, GCNConv
+
+from gnnquant import SmoothPropagation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HIDDEN = 64
+DROPOUT = 0.5
+TELEPORT = 0.1
+
+
+class DeepGCN(nn.Module):
+    """``depth`` graph convolutions (Kipf and Welling, ICLR 2017), nothing between them but ReLU."""
+
+    def __init__(self, features: int, classes: int, depth: int) -> None:
+        super().__init__()
+        widths = (features, *[HIDDEN] * (depth - 1), classes)
+        self.convs = nn.ModuleList(GCNConv(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Class scores [N, C]."""
+        x = F.dropout(x, DROPOUT, self.training)
+        for conv in self.convs[:-1]:
+            x = F.relu(conv(x, edge_index))
+        x = F.dropout(x, DROPOUT, self.training)
+        return self.convs[-1](x, edge_index)
+
+
+class Propagated(nn.Module):
+    """An MLP, and a layer without weights that propagates its class scores."""
+
+    def __init__(self, features: int, classes: int, propagation: nn.Module) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(features, HIDDEN)
+        self.lin2 = nn.Linear(HIDDEN, classes)
+        self.propagation = propagation
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Class scores [N, C]."""
+        x = F.dropout(x, DROPOUT, self.training)
+        x = F.relu(self.lin1(x))
+        x = F.dropout(x, DROPOUT, self.training)
+        return self.propagation(self.lin2(x), edge_index)
+
+
+def _propagated(make: Callable[[int], nn.Module], features: int, classes: int, depth: int) -> nn.Module:
+    return Propagated(features, classes, make(depth))
+
+
+PROPAGATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "plain": lambda steps: APPNP(steps, 0.0),
+    "appnp": lambda steps: APPNP(steps, TELEPORT),
+    "smp-descent": lambda steps: SmoothPropagation(steps, update="descent"),
+    "smp-laplacian": lambda steps: SmoothPropagation(steps, update="laplacian"),
+    "smp-adjacency": lambda steps: SmoothPropagation(steps, update="adjacency"),
+}
+"""Name -> layer of so many steps. ``plain`` is ``H <- A~ H``; APPNP is SMP without its multiplier."""
+
+MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "gcn": DeepGCN,
+    **{name: functools.partial(_propagated, make) for name, make in PROPAGATIONS.items()},
+}
+"""Name -> model, called with (features, classes, depth)."""
+
+DEPTHS = {
+    "gcn": (2, 4, 8, 16, 32),
+    **dict.fromkeys(("plain", "appnp", "smp-descent"), (2, 4, 8, 16, 32, 64)),
+    **dict.fromkeys(("smp-laplacian", "smp-adjacency"), (2, 8, 64)),
+}
+"""Layers of a stack, steps of a propagation; of the updates that are not the default, for comparison."""

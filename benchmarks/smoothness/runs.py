@@ -1,0 +1,165 @@
+"""One run: a deep model in FP32 and at every width, with one seed."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import gnnquant
+from benchmarks.smoothness.errors import relative_errors
+from benchmarks.smoothness.models import MODELS, PROPAGATIONS
+from gnnquant.datasets import load_dataset
+from gnnquant.smoothness import SmoothPropagation, dirichlet_energy, mean_neighbour_distance, measure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch_geometric.data import Data
+
+FLOAT_BITS = 32
+WIDTHS = (8, 4, 2)
+FP32_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run is.
+
+    Attributes:
+        dataset: A name for ``load_dataset``.
+        model: A name from ``MODELS``.
+        depth: Layers or steps.
+        constrained: Whether ``finetune`` is given ``Smoothness()``, in FP32 and at every width (``"gcn"``
+            only; the layers of SMP always have their constraint).
+        seed: Of the initial weights, dropout and fine-tuning.
+        epochs: Of the FP32 training.
+        tuning_epochs: Of fine-tuning.
+    """
+
+    dataset: str
+    model: str
+    depth: int
+    constrained: bool
+    seed: int
+    epochs: int
+    tuning_epochs: int
+
+    @property
+    def key(self) -> str:
+        """Name of the result's file."""
+        name = f"{self.model}-constrained" if self.constrained else self.model
+        length = f"epochs{self.epochs}-{self.tuning_epochs}"
+        return f"{self.dataset}-{name}-depth{self.depth}-{length}-seed{self.seed}"
+
+
+@functools.lru_cache(maxsize=1)
+def graph(dataset: str) -> Data:
+    """The dataset, read once per process."""
+    return load_dataset(dataset)
+
+
+def perform(run: Run) -> dict[str, Any]:
+    """Do one run.
+
+    Returns:
+        ``rows``: for FP32 and each width, ``bits``, accuracies ``test`` and ``val`` (0 to 1, of the state
+        with the best validation accuracy), ``best_epoch``, ``energy`` and ``distance`` of the scores,
+        ``layers`` (the reports of ``gnnquant.smoothness.measure``), and for propagations ``errors``:
+        ``{"calibrated": ..., "fine-tuned": ...}`` of ``relative_errors``. ``code``: state of the code.
+        ``stopped``: why there are fewer rows, where training diverged.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        _perform(run, graph(run.dataset), rows)
+    except gnnquant.FineTuneError as error:
+        return {"rows": rows, "code": code_state(), "stopped": str(error)}
+    return {"rows": rows, "code": code_state()}
+
+
+def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
+    """Add to ``rows`` as they are known: a training that diverges ends the run."""
+    torch.manual_seed(run.seed)
+    model = MODELS[run.model](data.num_features, int(data.y.max()) + 1, run.depth)
+    smoothness = gnnquant.Smoothness() if run.constrained else None
+    options: dict[str, Any] = {"smoothness": smoothness, "seed": run.seed, "progress": False}
+    # The constraint needs the layers of a traced model; the unconstrained stack is trained alike.
+    trained = gnnquant.convert(model, bits=FLOAT_BITS) if run.model == "gcn" else model
+    tuned = gnnquant.finetune(trained, data, epochs=run.epochs, lr=FP32_LR, **options)
+    model.load_state_dict(trained.state_dict())
+    model.eval()
+    rows.append(_row(FLOAT_BITS, trained, data, tuned))
+    for bits in WIDTHS:
+        q = gnnquant.convert(model, bits=bits)
+        errors = {}
+        if run.model in PROPAGATIONS:
+            gnnquant.calibrate(q, data)
+            errors["calibrated"] = relative_errors(q, _propagation(model, q), data)
+        tuned = gnnquant.finetune(q, data, epochs=run.tuning_epochs, teacher=model, **options)
+        if run.model in PROPAGATIONS:
+            errors["fine-tuned"] = relative_errors(q, _propagation(model, q), data)
+        rows.append({**_row(bits, q, data, tuned), "errors": errors})
+
+
+def _row(bits: int, model: nn.Module, data: Data, tuned: gnnquant.FineTuneResult) -> dict[str, Any]:
+    """What is known of a trained model; its test labels are read here and nowhere else."""
+    with torch.no_grad():
+        scores: Tensor = model.eval()(data.x, data.edge_index)
+    right = scores.argmax(dim=1) == data.y
+    traced = isinstance(model, torch.fx.GraphModule)
+    measurable = traced or any(isinstance(module, SmoothPropagation) for module in model.modules())
+    reports = measure(model if measurable else gnnquant.convert(model, bits=FLOAT_BITS), data)
+    return {
+        "bits": bits,
+        "test": float(right[data.test_mask].float().mean()),
+        "val": tuned.best_metric,
+        "best_epoch": tuned.best_epoch,
+        "energy": float(dirichlet_energy(scores, data.edge_index)),
+        "distance": float(mean_neighbour_distance(scores, data.edge_index)),
+        "layers": [
+            {
+                "layer": report.layer,
+                "value": None if report.value != report.value else report.value,
+                "held": report.held,
+                "multiplier": report.multiplier,
+                "energy": report.energy,
+                "distance": report.distance,
+            }
+            for report in reports
+        ],
+    }
+
+
+def _propagation(model: nn.Module, q: nn.Module) -> nn.Module:
+    """The propagation layer of ``model`` with the multipliers that ``q`` has."""
+    layer = copy.deepcopy(model.get_submodule("propagation"))
+    layer.load_state_dict(
+        {name: value for name, value in _state(q).items() if name in layer.state_dict()}, strict=True
+    )
+    return layer
+
+
+def _state(q: nn.Module) -> dict[str, Tensor]:
+    prefix = "propagation."
+    return {
+        name.removeprefix(prefix): value for name, value in q.state_dict().items() if name.startswith(prefix)
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def code_state() -> str:
+    """A digest of the sources that decide about these figures."""
+    home = Path(gnnquant.__file__).parent
+    files = [home / "finetuning.py", home / "objective.py", *home.glob("quantizers/*.py")]
+    files += [
+        *home.glob("smoothness/*.py"),
+        *(Path(__file__).with_name(name) for name in ("models.py", "errors.py", "runs.py")),
+    ]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
