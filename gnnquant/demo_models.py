@@ -25,40 +25,43 @@ DROPOUT = 0.5
 class GCN(nn.Module):
     """Two graph convolutions (Kipf and Welling, ICLR 2017)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, dropout: float = DROPOUT) -> None:
         super().__init__()
+        self.dropout = dropout
         self.conv1 = GCNConv(features, hidden)
         self.conv2 = GCNConv(hidden, classes)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.conv1(x, edge_index))
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         return self.conv2(x, edge_index)
 
 
 class SAGE(nn.Module):
     """Two layers of mean aggregation (Hamilton et al., NeurIPS 2017)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, dropout: float = DROPOUT) -> None:
         super().__init__()
+        self.dropout = dropout
         self.conv1 = SAGEConv(features, hidden)
         self.conv2 = SAGEConv(hidden, classes)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.conv1(x, edge_index))
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         return self.conv2(x, edge_index)
 
 
 class GIN(nn.Module):
     """Two layers of sum aggregation and an MLP (Xu et al., ICLR 2019)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, dropout: float = DROPOUT) -> None:
         super().__init__()
+        self.dropout = dropout
         self.conv1 = GINConv(
             nn.Sequential(
                 nn.Linear(features, hidden),
@@ -78,42 +81,46 @@ class GIN(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.conv1(x, edge_index))
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         return self.conv2(x, edge_index)
 
 
 class GAT(nn.Module):
     """Two layers of attention, 8 heads of 8 (Velickovic et al., ICLR 2018)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, dropout: float = DROPOUT) -> None:
         super().__init__()
-        self.conv1 = GATConv(features, hidden // HEADS, heads=HEADS, dropout=DROPOUT)
-        self.conv2 = GATConv(hidden, classes, dropout=DROPOUT)
+        self.dropout = dropout
+        self.conv1 = GATConv(features, hidden // HEADS, heads=HEADS, dropout=dropout)
+        self.conv2 = GATConv(hidden, classes, dropout=dropout)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.elu(self.conv1(x, edge_index))
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         return self.conv2(x, edge_index)
 
 
 class SMP(nn.Module):
     """An MLP and steps of smoothness-aware propagation (Wang et al., CIKM 2023)."""
 
-    def __init__(self, features: int, classes: int, hidden: int = HIDDEN, steps: int = 10) -> None:
+    def __init__(
+        self, features: int, classes: int, hidden: int = HIDDEN, steps: int = 10, dropout: float = DROPOUT
+    ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.lin1 = nn.Linear(features, hidden)
         self.lin2 = nn.Linear(hidden, classes)
         self.propagation = SmoothPropagation(K=steps)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.lin1(x))
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         return self.propagation(self.lin2(x), edge_index)
 
 

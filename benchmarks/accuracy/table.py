@@ -152,10 +152,11 @@ def document(results: Sequence[Result]) -> str:
         "## Settings",
         "",
         *grid(
-            ["model", "FP32 epochs", "learning rate", "weight decay"],
+            ["model", "FP32 epochs", "learning rate", "weight decay", "dropout"],
             [
-                [m.title, str(m.training.epochs), str(m.training.lr), str(m.training.weight_decay)]
+                [m.title, *map(str, (t.epochs, t.lr, t.weight_decay, t.dropout))]
                 for m in MODELS.values()
+                for t in (m.training,)
             ],
         ),
         "",
