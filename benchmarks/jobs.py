@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 PACKAGES = ("torch", "torch_geometric", "numpy")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TVM_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
+"""What the processes inherit: one thread each, or they would fight over the processors, and (glibc) freed
+memory is kept: faulting in the pages of large tensors, again and again, is half the time of wide models."""
 
 
 class Job(Protocol):
@@ -69,9 +78,7 @@ def run_jobs(
     waiting = [job for job in dict.fromkeys(jobs) if result_of(job, folder) is None]
     folder.mkdir(parents=True, exist_ok=True)
     failures = []
-    # Processes inherit these; one thread each, or they would fight over the processors.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS"):
-        os.environ[name] = "1"
+    os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         tasks = {pool.submit(_timed, work, job, folder): job for job in waiting}

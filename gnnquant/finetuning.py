@@ -69,7 +69,7 @@ def finetune(
     q: nn.Module,
     data: Graph | Iterable[Graph],
     *,
-    epochs: int = 200,
+    epochs: int = 100,
     lr: float = 0.005,
     teacher: nn.Module | Tensor | None = None,
     smoothness: Smoothness | None = None,

@@ -46,7 +46,7 @@ class Run:
     method: str
     bits: int
     seed: int
-    epochs: int = 200
+    epochs: int = 100
     training: Training = field(default_factory=Training)
 
     @property
