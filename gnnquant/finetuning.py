@@ -14,6 +14,7 @@ from gnnquant.data import is_graph, iterate, labelled_part
 from gnnquant.errors import FineTuneError
 from gnnquant.objective import Objective, check_masks
 from gnnquant.quantizers.calibration import calibrate, is_calibrated, quantizers_of
+from gnnquant.quantizers.sparse import sparse_inputs
 from gnnquant.smoothness import ConstraintReport, LagrangianDriver, Smoothness
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def finetune(
         if isinstance(teacher, nn.Module):
             stack.callback(teacher.train, teacher.training)
             teacher.eval()
+        stack.enter_context(sparse_inputs(q))
         if not is_calibrated(q):
             calibrate(q, (objective.arguments(graph) for graph in iterate(data)))
         run = _Run(

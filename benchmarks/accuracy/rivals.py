@@ -22,6 +22,7 @@ from gnnquant.config import BIT_WIDTHS, QuantSpec
 from gnnquant.quantizers import Quantized, Quantizer
 from gnnquant.quantizers.calibration import quantizers_of
 from gnnquant.quantizers.functional import centred_codes, widened
+from gnnquant.quantizers.sparse import SparseCodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,6 +99,8 @@ class RivalQuantizer(Quantizer):
 
     widths: ClassVar[tuple[int, ...]] = BIT_WIDTHS
     """Widths of models that the rival is for."""
+    exact_zero: ClassVar[bool] = True
+    """Whether 0 is always one of the levels."""
 
     step: Tensor
 
@@ -131,7 +134,12 @@ class RivalQuantizer(Quantizer):
             shape = [1] * value.dim()
             shape[self.row_axis] = value.size(self.row_axis)
             scale = scale.expand(shape)
-        return Quantized(codes.to(value.dtype), scale)
+        codes = codes.to(value.dtype)
+        pattern = self.sparse_pattern(value) if self.exact_zero else None
+        if pattern is not None:
+            sparse: Any = SparseCodes(pattern, codes[pattern.row, pattern.column])
+            return Quantized(sparse, scale)
+        return Quantized(codes, scale)
 
     def learned_scale(self) -> Tensor:
         """The step, for ``print(q)``."""
@@ -615,6 +623,7 @@ class ReferenceTruncation(ReferenceRange):
 
     widths = (2,)
     truncates = True
+    exact_zero = False
 
 
 class ReferenceSkewedTruncation(ReferenceTruncation):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnquant.quantizers.sparse import SparseCodes
+
 _LEVELS = 1 << 16
 _PER_DRAW = 4
 
@@ -18,10 +20,15 @@ class Dropout(nn.Dropout):
     keeps the mean. The masks are other ones than those of ``nn.Dropout`` with the same seed.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop entries in train mode; any shape, floating point."""
+    def forward(self, input: Any) -> Any:
+        """Drop entries of a floating-point tensor of any shape, or of ``SparseCodes``, in train mode."""
         if not self.training or self.p == 0:
             return input
+        if isinstance(input, SparseCodes):
+            return input.with_values(self._drop(input.values))
+        return self._drop(input)
+
+    def _drop(self, input: Tensor) -> Tensor:
         levels = round(self.p * _LEVELS)
         if levels == _LEVELS:
             return input * 0

@@ -31,11 +31,6 @@ def widened(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def round_through(value: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` in the forward pass, the gradient of ``value`` in the backward pass."""
-    return value + (rounded - value).detach()
-
-
 def inverse_scale(scale: Tensor) -> Tensor:
     """``1 / scale``, and 0 where the scale is 0 (a row of zeros)."""
     return torch.where(scale > 0, scale.clamp(min=1e-38).reciprocal(), torch.zeros_like(scale))
@@ -59,34 +54,35 @@ def centred_codes(value: Tensor, scale: Tensor, bits: int, zero2: int) -> Tensor
     Returns:
         Codes of the shape of ``value``.
     """
-    codes: Tensor = _CentredCodes.apply(value, inverse_scale(scale), bits, zero2)  # type: ignore[no-untyped-call]
+    codes: Tensor = _CentredCodes.apply(value, scale, bits, zero2)  # type: ignore[no-untyped-call]
     return codes
 
 
 class _CentredCodes(torch.autograd.Function):
-    """Clamp and round ``value * inverse``; one function, since autograd would keep every step."""
+    """Clamp and round ``value / scale``; one function, since autograd would keep every step."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, inverse: Tensor, bits: int, zero2: int) -> Tensor:
+    def forward(ctx: Any, value: Tensor, scale: Tensor, bits: int, zero2: int) -> Tensor:
         low, high = code_range(bits, zero2)
+        inverse = inverse_scale(scale)
         t = value * inverse
-        inside = None
-        if any(ctx.needs_input_grad):
-            inside = (t >= low) & (t <= high)
-        ctx.save_for_backward(value, inverse, inside)
-        codes = t.floor_().add_(0.5) if zero2 % 2 else t.round_()
-        return codes.clamp_(low, high)
+        codes = t.clamp(low, high)
+        ctx.save_for_backward(value, inverse, codes == t if any(ctx.needs_input_grad) else None)
+        if zero2 % 2:
+            # Half an odd integer, and the highest of them where t is the end of the grid.
+            return codes.floor_().add_(0.5).clamp_(low, high)
+        return codes.round_()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         value, inverse, inside = ctx.saved_tensors
         passed = gradients[0] * inside
-        of_value = of_inverse = None
+        of_value = of_scale = None
         if ctx.needs_input_grad[0]:
             of_value = (passed * inverse).sum_to_size(value.shape)
         if ctx.needs_input_grad[1]:
-            of_inverse = passed.mul_(value).sum_to_size(inverse.shape)
-        return of_value, of_inverse, None, None
+            of_scale = -passed.mul_(value).sum_to_size(inverse.shape) * inverse * inverse
+        return of_value, of_scale, None, None
 
 
 def row_statistic(value: Tensor, zero2: int, row_axis: int = 0) -> Tensor:
@@ -95,12 +91,10 @@ def row_statistic(value: Tensor, zero2: int, row_axis: int = 0) -> Tensor:
     A maximum is the same in whatever order it is taken: integer code and this reference agree to
     the last bit.
     """
-    rows = value.detach().movedim(row_axis, 0).flatten(1)
-    if rows.size(1) == 0:
-        statistic = rows.new_zeros(rows.size(0))
-    elif zero2 == 0:
-        statistic = rows.amax(dim=1).clamp(min=0)
-    else:
-        lowest, highest = torch.aminmax(rows, dim=1)
-        statistic = torch.maximum(highest, -lowest)
-    return statistic.view(*[1] * row_axis, -1, *[1] * (value.dim() - 1 - row_axis))
+    value = value.detach()
+    magnitude = value if zero2 == 0 else value.abs()
+    within = [axis for axis in range(value.dim()) if axis != row_axis]
+    if any(value.size(axis) == 0 for axis in within):
+        return value.new_zeros([size if axis == row_axis else 1 for axis, size in enumerate(value.shape)])
+    statistic = magnitude.amax(dim=within, keepdim=True) if within else magnitude
+    return statistic.clamp(min=0) if zero2 == 0 else statistic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from gnnquant.quantizers.functional import (
     signed_zero2,
     widened,
 )
+from gnnquant.quantizers.sparse import Pattern, SparseCodes, pattern_of
 
 if TYPE_CHECKING:
     from gnnquant.config import QuantSpec
@@ -31,6 +32,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         codes: Centred codes, in the dtype of the tensor.
+            Where ``quantizers.sparse`` says so, ``SparseCodes``, which only ``quantizers`` knows.
         scale: Scalar, [..., N, 1, ...] (per row) or [M, 1] (per output channel of a weight); ``None``
             where the quantizer is bypassed and ``codes`` are the values. float32, or float64.
     """
@@ -60,6 +62,7 @@ class Quantizer(nn.Module):
         zero2: Doubled zero point, int64 scalar buffer; chosen by the data in calibration.
         calibrated: bool scalar buffer; whether the range has been initialised from data.
         bypassed: Let values through unchanged, to compare a converted model with its original.
+        sparse_input: Return ``SparseCodes`` where that saves work: see ``quantizers.sparse``.
     """
 
     log_scale: nn.Parameter
@@ -78,6 +81,7 @@ class Quantizer(nn.Module):
         self.register_buffer("zero2", torch.tensor(signed_zero2(spec.bits)))
         self.register_buffer("calibrated", torch.tensor(False))
         self.bypassed = False
+        self.sparse_input = False
         self._search: _RangeSearch | None = None
         self._paused = False
 
@@ -92,10 +96,28 @@ class Quantizer(nn.Module):
         if self._search is not None and not self._paused:
             self._observe(wide.detach())
         zero2 = int(self.zero2)
+        pattern = self.sparse_pattern(value) if zero2 % 2 == 0 else None
+        if pattern is not None:
+            return self._quantize_entries(pattern, zero2)
         scale = self.learned_scale().to(wide.dtype)
         if self.granularity == "row":
             scale = row_statistic(wide, zero2, self.row_axis) * scale
         return Quantized(centred_codes(wide, scale, self.bits, zero2).to(value.dtype), scale)
+
+    def sparse_pattern(self, value: Tensor) -> Pattern | None:
+        """Where ``value`` is not zero, if ``SparseCodes`` are wanted and save work."""
+        return pattern_of(value) if self.sparse_input and self.row_axis == 0 else None
+
+    def _quantize_entries(self, pattern: Pattern, zero2: int) -> Quantized:
+        """Quantize what is not zero; 0 has the code 0."""
+        values = widened(pattern.values)
+        scale = entry_scale = self.learned_scale().to(values.dtype)
+        if self.granularity == "row":
+            scale = pattern.row_maximum(values.abs() if zero2 else values) * scale
+            entry_scale = scale.view(-1).index_select(0, pattern.row)
+        codes = centred_codes(values, entry_scale, self.bits, zero2)
+        sparse: Any = SparseCodes(pattern, codes.to(pattern.values.dtype))
+        return Quantized(sparse, scale)
 
     def learned_scale(self) -> Tensor:
         """What was learned: the scale, or for ``"row"`` the factor of every row's statistic."""

@@ -11,16 +11,21 @@ in half precision too. Sums of codes and scales are float32 at least; results ha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gnnquant.integer_graph import EDGE_LEVELS
-from gnnquant.quantizers.functional import round_through, widened
+from gnnquant.quantizers.functional import widened
+from gnnquant.quantizers.sparse import SparseCodes
+from gnnquant.quantizers.spmm import entries_of, spmm
 
 
-def dequantize(codes: Tensor, scale: Tensor | None) -> Tensor:
+def dequantize(codes: Tensor | SparseCodes, scale: Tensor | None) -> Tensor:
     """``codes * scale``; ``codes`` where the quantizer is bypassed."""
+    codes = _dense(codes)
     return codes if scale is None else (widened(codes) * scale).to(codes.dtype)
 
 
@@ -29,8 +34,12 @@ def scale_of_rows(scale: Tensor | None, index: Tensor) -> Tensor | None:
     return None if scale is None else scale.index_select(0, index)
 
 
+def _dense(codes: Tensor | SparseCodes) -> Tensor:
+    return codes.dense() if isinstance(codes, SparseCodes) else codes
+
+
 def linear(
-    x: Tensor,
+    x: Tensor | SparseCodes,
     x_scale: Tensor | None,
     weight: Tensor,
     weight_scale: Tensor | None,
@@ -50,7 +59,11 @@ def linear(
     """
     if x_scale is None or weight_scale is None:
         return functional.linear(dequantize(x, x_scale), dequantize(weight, weight_scale), bias)
-    out = (functional.linear(widened(x), widened(weight)) * x_scale) * weight_scale.reshape(-1)
+    if isinstance(x, SparseCodes):
+        product = x.with_values(widened(x.values)).matmul(widened(weight))
+    else:
+        product = functional.linear(widened(x), widened(weight))
+    out = (product * x_scale) * weight_scale.reshape(-1)
     return (out if bias is None else out + bias).to(x.dtype)
 
 
@@ -76,7 +89,7 @@ def adjacency(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
-    x: Tensor,
+    x: Tensor | SparseCodes,
     x_scale: Tensor | None,
     edge_index: Tensor,
     edge_weight: Tensor | None,
@@ -100,6 +113,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     Returns:
         [num_nodes, ...] of the row shape of ``x``; rows without edges are 0.
     """
+    x = _dense(x)
     source, target = edge_index[0], edge_index[1]
     if num_nodes is None:
         num_nodes = int(target.max()) + 1 if target.numel() else 0
@@ -115,20 +129,39 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     else:
         x = widened(x)
         value = _edge_scales(x_scale, source, None if edge_weight is None else widened(edge_weight))
-        largest = torch.zeros(
-            (num_nodes, value.size(1)), dtype=value.dtype, device=value.device
-        ).scatter_reduce(0, target.view(-1, 1).expand_as(value), value.detach().abs(), "amax")
-        levels = torch.full_like(largest, EDGE_LEVELS)
-        ratio = torch.where(largest > 0, levels / largest.clamp(min=1e-38), torch.zeros_like(largest))
-        scaled = value * ratio.index_select(0, target)
-        codes = round_through(scaled, scaled.round())
-        message = x.index_select(0, source) * _per_head(codes, x.dim())
-        out = _aggregate(message, target, num_nodes, "sum")
-        out = out * _per_head(largest * (1 / EDGE_LEVELS), x.dim())
+        codes, unit = _EdgeCodes.apply(value, target, num_nodes)  # type: ignore[no-untyped-call]
+        entries = entries_of(edge_index, x.size(0), num_nodes)
+        out = spmm(entries, source, target, codes, x.flatten(1)).view(num_nodes, *x.shape[1:])
+        out = out * _per_head(unit, x.dim())
     if reduce == "mean":
         count = torch.bincount(target, minlength=num_nodes).clamp(min=1).to(out.dtype)
         out = out / count.view(-1, *[1] * (out.dim() - 1))
     return out.to(dtype)
+
+
+class _EdgeCodes(torch.autograd.Function):
+    """8-bit codes of edge scales [E, H], and what a code stands for at every destination [N, H].
+
+    The gradient passes straight through to ``value``; the unit, which is the largest magnitude over 127, is
+    a constant of this step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, target: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+        largest = value.new_zeros((num_nodes, value.size(1)))
+        largest.scatter_reduce_(0, target.view(-1, 1).expand_as(value), value.abs(), "amax")
+        # Not 127 / largest, which torch computes as a product with the reciprocal.
+        ratio = torch.full_like(largest, EDGE_LEVELS) / largest.clamp(min=1e-38)
+        ratio = torch.where(largest > 0, ratio, 0).index_select(0, target)
+        unit = largest * (1 / EDGE_LEVELS)
+        ctx.save_for_backward(ratio)
+        ctx.mark_non_differentiable(unit)
+        return (value * ratio).round_(), unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (ratio,) = ctx.saved_tensors
+        return gradients[0] * ratio, None, None
 
 
 def _edge_scales(x_scale: Tensor, source: Tensor, edge_weight: Tensor | None) -> Tensor:
