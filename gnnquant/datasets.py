@@ -1,4 +1,4 @@
-"""The graphs of the demo: one embedded, three that PyG downloads or finds on disk."""
+"""Graphs for the demo and the benchmarks: one embedded, the others PyG downloads or finds on disk."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from typing import TYPE_CHECKING
 from gnnquant.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch_geometric.data import Data
 
 PLANETOID = ("Cora", "CiteSeer", "PubMed")
-DATASETS = ("digits", *PLANETOID)
+COAUTHOR = ("CS", "Physics")
+AMAZON = ("Computers", "Photo")
+DATASETS = ("digits", *PLANETOID, *COAUTHOR, *AMAZON)
 """Names that ``load_dataset`` knows."""
 
 DATA_ROOT_VARIABLE = "GNNQUANT_DATA"
 DIGITS_NEIGHBOURS = 10
-DIGITS_TRAIN_PER_CLASS = 20
-DIGITS_VALIDATION = 500
+TRAIN_PER_CLASS = 20
+VALIDATION = 500
 
 
 def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> Data:
     """One graph with ``x``, ``edge_index``, ``y`` and the three masks.
 
     Args:
-        name: ``"digits"``, ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``.
-        data_root: Folder that holds ``<name>/raw`` (Planetoid graphs only). ``None``: the
+        name: ``"digits"``; ``"Cora"``, ``"CiteSeer"``, ``"PubMed"`` (Planetoid); ``"CS"``, ``"Physics"``
+            (Coauthor); ``"Computers"``, ``"Photo"`` (Amazon).
+        data_root: Folder that holds ``<name>/raw`` (not for the digits). ``None``: the
             environment variable ``GNNQUANT_DATA``, else a cache folder. A folder that cannot be
             written to is copied into the cache first: PyG writes beside the raw files.
 
@@ -41,18 +45,18 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     """
     if name == "digits":
         return digits()
-    if name not in PLANETOID:
+    if name not in DATASETS:
         raise InputError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}")
     given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    return planetoid(name, Path(given).expanduser() if given else _cache())
+    return downloaded(name, Path(given).expanduser() if given else _cache())
 
 
 def digits() -> Data:
     """The 10-nearest-neighbour graph of scikit-learn's handwritten digits.
 
     1797 real images of 8 x 8 pixels, shipped in that package. Features are the pixels in [0, 1]; two
-    images are linked when one is among the 10 nearest of the other (Euclidean distance). The split is
-    fixed: 20 images a class for training, 500 for validation, the others for testing.
+    images are linked when one is among the 10 nearest of the other (Euclidean distance). The split is that
+    of ``split``.
 
     Returns:
         The graph: N = 1797, F = 64, 10 classes.
@@ -77,40 +81,55 @@ def digits() -> Data:
     target = np.concatenate([nearest.col, nearest.row])
     edges = np.unique(np.stack([source, target]), axis=1)
 
-    # The legacy generator, because its stream is promised never to change.
-    order = np.random.RandomState(0).permutation(len(labels))
-    classes = np.unique(labels)
-    train = np.concatenate([order[labels[order] == c][:DIGITS_TRAIN_PER_CLASS] for c in classes])
-    rest = order[~np.isin(order, train)]
-    parts = {
-        "train_mask": train,
-        "val_mask": rest[:DIGITS_VALIDATION],
-        "test_mask": rest[DIGITS_VALIDATION:],
-    }
-    masks = {name: torch.zeros(len(labels), dtype=torch.bool) for name in parts}
-    for name, chosen in parts.items():
-        masks[name][torch.from_numpy(chosen)] = True
+    y = torch.from_numpy(labels.astype(np.int64))
     return Data(
         x=torch.from_numpy((pixels / 16).astype(np.float32)),
         edge_index=torch.from_numpy(edges.astype(np.int64)),
-        y=torch.from_numpy(labels.astype(np.int64)),
-        **masks,
+        y=y,
+        **split(y),
     )
 
 
-def planetoid(name: str, root: Path) -> Data:
-    """A citation graph with row-normalised features and the public split.
+def split(labels: Tensor) -> dict[str, Tensor]:
+    """20 nodes a class for training, 500 others for validation, the rest for testing.
+
+    The same for every run and machine, for graphs that come without a split.
 
     Args:
-        name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``.
+        labels: int64 [N].
+
+    Returns:
+        ``train_mask``, ``val_mask`` and ``test_mask``, bool [N].
+    """
+    import numpy as np
+    import torch
+
+    classes = labels.numpy()
+    # The legacy generator, because its stream is promised never to change.
+    order = np.random.RandomState(0).permutation(len(classes))
+    train = np.concatenate([order[classes[order] == c][:TRAIN_PER_CLASS] for c in np.unique(classes)])
+    rest = order[~np.isin(order, train)]
+    parts = {"train_mask": train, "val_mask": rest[:VALIDATION], "test_mask": rest[VALIDATION:]}
+    masks = {name: torch.zeros(len(classes), dtype=torch.bool) for name in parts}
+    for name, chosen in parts.items():
+        masks[name][torch.from_numpy(chosen)] = True
+    return masks
+
+
+def downloaded(name: str, root: Path) -> Data:
+    """A graph with row-normalised features and the public split; where there is none, that of ``split``.
+
+    Args:
+        name: One of ``DATASETS`` but ``"digits"``.
         root: Folder that holds, or will hold, ``<name>/raw``.
 
     Raises:
         InputError: As ``load_dataset``.
     """
-    from torch_geometric.datasets import Planetoid
+    from torch_geometric.datasets import Amazon, Coauthor, Planetoid
     from torch_geometric.transforms import NormalizeFeatures
 
+    family = Planetoid if name in PLANETOID else Coauthor if name in COAUTHOR else Amazon
     source = root / name / "raw"
     missing = _missing(name, source)
     if not _writable(root / name):
@@ -118,7 +137,7 @@ def planetoid(name: str, root: Path) -> Data:
             raise InputError(f"{root} cannot be written to, and {_where_files_go(name, source, missing)}")
         root = _copied(name, source)
     try:
-        return Planetoid(str(root), name, transform=NormalizeFeatures())[0]
+        data = family(str(root), name, transform=NormalizeFeatures())[0]
     except Exception as error:
         # Whatever the download or the unpickling of foreign files raises: PyG documents no set.
         missing = _missing(name, source)
@@ -131,10 +150,17 @@ def planetoid(name: str, root: Path) -> Data:
             f"the files of {name} in {source} cannot be read ({_one_line(error)}): delete "
             f"{root / name} and fetch them again"
         ) from error
+    if name not in PLANETOID:
+        data.update(split(data.y))
+    return data
 
 
 def raw_files(name: str) -> tuple[str, ...]:
-    """Names of the raw files of a Planetoid graph."""
+    """Names of the raw files of a graph that is not embedded."""
+    if name in COAUTHOR:
+        return (f"ms_academic_{name[:3].lower()}.npz",)
+    if name in AMAZON:
+        return (f"amazon_electronics_{name.lower()}.npz",)
     parts = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
     return tuple(f"ind.{name.lower()}.{part}" for part in parts)
 

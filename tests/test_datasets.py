@@ -21,7 +21,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*arguments: object) -> None:
         raise OSError("network is unreachable")
 
-    monkeypatch.setattr("torch_geometric.datasets.planetoid.fs.cp", offline)
+    for download in ("planetoid.fs.cp", "coauthor.download_url", "amazon.download_url"):
+        monkeypatch.setattr(f"torch_geometric.datasets.{download}", offline)
 
 
 def write_raw(root: Path, name: str = "Cora") -> Path:
@@ -133,3 +134,27 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (raw / "ind.cora.graph").write_bytes(b"not a pickle")
     with pytest.raises(InputError, match=r"cannot be read.*delete"):
         load_dataset("Cora", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["CS", "Physics", "Computers", "Photo"])
+def test_graphs_without_a_public_split_get_one(name: str, tmp_path: Path) -> None:
+    (file,) = raw_files(name)
+    folder = tmp_path / name / "raw"
+    folder.mkdir(parents=True)
+    words = scipy.sparse.csr_matrix(np.eye(6, dtype=np.float32)[np.arange(700) % 6] * 3)
+    links = scipy.sparse.csr_matrix((np.ones(699), (np.arange(699), np.arange(1, 700))), shape=(700, 700))
+    parts = {
+        f"{what}_{part}": getattr(matrix, part)
+        for what, matrix in (("attr", words), ("adj", links))
+        for part in ("data", "indices", "indptr", "shape")
+    }
+    np.savez(folder / file, labels=np.arange(700) % 3, **parts)
+    data = load_dataset(name, tmp_path)
+    assert data.x.shape == (700, 6)
+    assert data.num_edges == 2 * 699
+    torch.testing.assert_close(data.x.sum(dim=1), torch.ones(700))
+    assert data.y[data.train_mask].bincount().tolist() == [20] * 3
+    masks = torch.stack([data.train_mask, data.val_mask, data.test_mask])
+    assert masks.sum(dim=1).tolist() == [60, 500, 140]
+    with pytest.raises(InputError, match=f"could not be downloaded.*{file}"):
+        load_dataset(name, tmp_path / "new")
