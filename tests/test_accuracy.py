@@ -118,9 +118,24 @@ def test_table_has_means_targets_and_rivals(tmp_path: Path) -> None:
     assert table.missed_targets(results) == []
     worse = [*results, _result("fine-tuned", 2, 2, 0.79)]
     assert table.missed_targets(worse) == ["Cora GCN: INT2 80.00, wanted 80.50"]
+    assert table.missed_targets([*results, _result("calibrated", 4, 0, 0.79)]) == [
+        "Cora GCN calibrated: INT4 79.00, wanted 80.00"
+    ]
     written = table.plot(results, tmp_path)
     assert [path.name for path in written] == ["accuracy-Cora.svg"]
     assert written[0].read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_rivals_that_are_ahead_are_named() -> None:
+    """By more than a standard error of the difference by seed; within it they are matched."""
+    ours = [_result("fine-tuned", 4, seed, 0.80 + seed / 100) for seed in range(3)]
+    behind = [_result("lsq", 4, seed, value) for seed, value in enumerate([0.79, 0.83, 0.81])]
+    ahead = [_result("paper", 4, seed, value) for seed, value in enumerate([0.81, 0.82, 0.84])]
+    alone = [_result("minmax", 4, 0, 0.9)]
+    assert table.better_rivals([*ours, *behind, *ahead, *alone]) == [
+        "Cora GCN, INT4: paper by 1.33 ± 0.33 points (3 seeds)"
+    ]
+    assert "## Rivals that are ahead" in table.document([*ours, *ahead])
 
 
 def test_every_row_can_be_built() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.accuracy.models import MODELS
 from benchmarks.accuracy.rivals import RIVALS
 from benchmarks.accuracy.runs import OWN_METHODS, Run, perform, states_folder
-from benchmarks.accuracy.table import document, markdown, missed_targets, plot
+from benchmarks.accuracy.table import better_rivals, document, markdown, missed_targets, plot
 from benchmarks.jobs import result_of, run_jobs
 from gnnquant.datasets import DATASETS
 
@@ -42,7 +42,7 @@ def main() -> int:
         print("\n".join(failures), file=sys.stderr)
     results = [found for run in (*teachers, *runs) if (found := result_of(run, folder)) is not None]
     print(markdown(results))
-    print("\n".join(missed_targets(results)))
+    print("\n".join([*missed_targets(results), *better_rivals(results)]))
     if options.table is not None:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(document(results), encoding="utf-8")
