@@ -109,7 +109,7 @@ def _find(value: Tensor) -> Pattern | None:
         return None
     row, column = value.nonzero().unbind(1)
     row, column = row.contiguous(), column.contiguous()
-    entries = Entries.of(column, row, value.size(1), value.size(0))
+    entries = Entries(column, row, value.size(1), value.size(0))
     return Pattern(row, column, (value.size(0), value.size(1)), entries, value[row, column])
 
 

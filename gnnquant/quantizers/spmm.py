@@ -68,32 +68,40 @@ class Order:
         return parts[0] if heads == 1 else torch.cat(parts, dim=1)
 
 
-@dataclass(frozen=True)
 class Entries:
-    """Where a sparse matrix [T, S] has entries, in both orders.
+    """Where a sparse matrix [T, S] has entries, in either order.
+
+    It keeps no reference to the edges, so that it may be kept for as long as these live.
 
     Attributes:
         by_target: In order of rows.
-        by_source: In order of columns; of no use where the dense matrix has no gradient.
     """
 
-    by_target: Order
-    by_source: Order
+    def __init__(self, source: Tensor, target: Tensor, sources: int, targets: int) -> None:
+        """Sort entries (target, source), int64 [E] each.
 
-    @staticmethod
-    def of(source: Tensor, target: Tensor, sources: int, targets: int) -> Entries:
-        """Sort entries (target, source), int64 [E] each."""
-        return Entries(Order.of(target, source, targets), Order.of(source, target, sources))
+        Raises:
+            IndexError: For a target beyond ``targets``.
+        """
+        self.by_target = Order.of(target, source, targets)
+        self._sources = sources
+        self._by_source: Order | None = None
+
+    def by_source(self, source: Tensor, target: Tensor) -> Order:
+        """In order of columns, which only gradients ask for; the arguments are those of the constructor."""
+        if self._by_source is None:
+            self._by_source = Order.of(source, target, self._sources)
+        return self._by_source
 
 
 def entries_of(edge_index: Tensor, sources: int, targets: int) -> Entries:
     """``Entries`` of the edges [2, E], kept as long as the tensor lives and does not change."""
     if edge_index.is_inference():
-        return Entries.of(edge_index[0], edge_index[1], sources, targets)
+        return Entries(edge_index[0], edge_index[1], sources, targets)
     state = (edge_index._version, sources, targets)
     known = _known.get(edge_index)  # type: ignore[no-untyped-call]
     if known is None or known[0] != state:
-        known = (state, Entries.of(edge_index[0], edge_index[1], sources, targets))
+        known = (state, Entries(edge_index[0], edge_index[1], sources, targets))
         _known[edge_index] = known
     found: Entries = known[1]
     return found
@@ -137,7 +145,7 @@ class _Spmm(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             of_weight = row_products(gradients[0], target, rows, source, weight.size(1))
         if ctx.needs_input_grad[4]:
-            of_rows = ctx.entries.by_source.sums(weight, gradients[0])
+            of_rows = ctx.entries.by_source(source, target).sums(weight, gradients[0])
         return None, None, None, of_weight, of_rows
 
 

@@ -23,7 +23,7 @@ def test_equals_the_dense_product(sources: int, targets: int, count: int, heads:
     source, target = _entries(sources, targets, count)
     weight = torch.randint(-127, 128, (count, heads)).float()
     rows = torch.randint(-8, 8, (sources, heads * 2)).float()
-    got = spmm(Entries.of(source, target, sources, targets), source, target, weight, rows)
+    got = spmm(Entries(source, target, sources, targets), source, target, weight, rows)
     for head in range(heads):
         matrix = torch.zeros(targets, sources).index_put((target, source), weight[:, head], accumulate=True)
         mine = slice(2 * head, 2 * head + 2)
@@ -34,7 +34,7 @@ def test_equals_the_dense_product(sources: int, targets: int, count: int, heads:
 def test_gradients(heads: int) -> None:
     """Of weights and rows, in float64."""
     source, target = _entries(6, 5, 12)
-    entries = Entries.of(source, target, 6, 5)
+    entries = Entries(source, target, 6, 5)
     weight = torch.randn(12, heads, dtype=torch.float64, requires_grad=True)
     rows = torch.randn(6, heads * 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w, r: spmm(entries, source, target, w, r), (weight, rows))
@@ -65,4 +65,9 @@ def test_entries_are_kept_until_the_edges_change() -> None:
 def test_an_end_out_of_range_is_refused() -> None:
     """Before anything reads beyond the rows."""
     with pytest.raises(IndexError, match="index 2 is out of range for 2 rows"):
-        entries_of(torch.tensor([[0, 2], [1, 0]]), 2, 2)
+        entries_of(torch.tensor([[1, 0], [0, 2]]), 2, 2)
+    edge_index = torch.tensor([[0, 2], [1, 0]])
+    with pytest.raises(RuntimeError):
+        spmm(entries_of(edge_index, 2, 2), *edge_index, torch.ones(2, 1), torch.ones(2, 3))
+    with pytest.raises(RuntimeError):
+        entries_of(-edge_index, 2, 2)
