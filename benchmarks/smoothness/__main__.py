@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.jobs import result_of, run_jobs
-from benchmarks.smoothness.models import DEPTHS, MODELS
+from benchmarks.smoothness.models import DEPTHS, MODELS, training
 from benchmarks.smoothness.runs import Run, perform
 from benchmarks.smoothness.table import document, plot
 from gnnquant.datasets import DATASETS
@@ -21,10 +21,10 @@ def main() -> int:
     """Run what is asked for and not done yet; 1 where a run failed."""
     options = _parser().parse_args()
     folder = options.results / "quick" if options.quick else options.results
-    epochs, tuning_epochs = QUICK_EPOCHS if options.quick else (options.epochs, options.tuning_epochs)
+    epochs, tuning_epochs = QUICK_EPOCHS if options.quick else (None, options.tuning_epochs)
     # Seed by seed and the shallow ones first: what is there when the time is over is most useful so.
     runs = [
-        Run(dataset, model, depth, constrained, seed, epochs, tuning_epochs)
+        Run(dataset, model, depth, constrained, seed, epochs or training(model, depth)[0], tuning_epochs)
         for seed in range(1 if options.quick else options.seeds)
         for dataset in options.datasets
         for depth in sorted({depth for model in options.models for depth in DEPTHS[model]})
@@ -57,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--depths", nargs="+", type=int, metavar="DEPTH", help="only these of the depths")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--epochs", type=int, default=100, help="of the FP32 training")
     parser.add_argument("--tuning-epochs", type=int, default=30, help="of fine-tuning, at each width")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="two depths, few epochs, one seed")

@@ -13,7 +13,7 @@ import torch
 
 import gnnquant
 from benchmarks.smoothness.errors import relative_errors
-from benchmarks.smoothness.models import MODELS, PROPAGATIONS
+from benchmarks.smoothness.models import MODELS, PROPAGATIONS, training
 from gnnquant.datasets import load_dataset
 from gnnquant.smoothness import SmoothPropagation, dirichlet_energy, mean_neighbour_distance, measure
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FLOAT_BITS = 32
 WIDTHS = (8, 4, 2)
-FP32_LR = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class Run:
         dataset: A name for ``load_dataset``.
         model: A name from ``MODELS``.
         depth: Layers or steps.
-        constrained: Whether ``finetune`` is given ``Smoothness()``, in FP32 and at every width (``"gcn"``
-            only; the layers of SMP always have their constraint).
+        constrained: Whether fine-tuning is given ``Smoothness()`` (``"gcn"`` only; the layers of SMP always
+            have their constraint). The FP32 model is then fine-tuned as well.
         seed: Of the initial weights, dropout and fine-tuning.
-        epochs: Of the FP32 training.
+        epochs: Of the FP32 training, which knows no constraint.
         tuning_epochs: Of fine-tuning.
     """
 
@@ -85,13 +84,25 @@ def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
     """Add to ``rows`` as they are known: a training that diverges ends the run."""
     torch.manual_seed(run.seed)
     model = MODELS[run.model](data.num_features, int(data.y.max()) + 1, run.depth)
-    smoothness = gnnquant.Smoothness() if run.constrained else None
-    options: dict[str, Any] = {"smoothness": smoothness, "seed": run.seed, "progress": False}
-    # The constraint needs the layers of a traced model; the unconstrained stack is trained alike.
-    trained = gnnquant.convert(model, bits=FLOAT_BITS) if run.model == "gcn" else model
-    tuned = gnnquant.finetune(trained, data, epochs=run.epochs, lr=FP32_LR, **options)
-    model.load_state_dict(trained.state_dict())
-    model.eval()
+    tuned = gnnquant.finetune(
+        model,
+        data,
+        epochs=run.epochs,
+        lr=training(run.model, run.depth)[1],
+        seed=run.seed,
+        progress=False,
+    )
+    options: dict[str, Any] = {
+        "epochs": run.tuning_epochs,
+        "teacher": model,
+        "smoothness": gnnquant.Smoothness() if run.constrained else None,
+        "seed": run.seed,
+        "progress": False,
+    }
+    trained = model
+    if run.constrained:
+        trained = gnnquant.convert(model, bits=FLOAT_BITS)
+        tuned = gnnquant.finetune(trained, data, **options)
     rows.append(_row(FLOAT_BITS, trained, data, tuned))
     for bits in WIDTHS:
         q = gnnquant.convert(model, bits=bits)
@@ -99,7 +110,7 @@ def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
         if run.model in PROPAGATIONS:
             gnnquant.calibrate(q, data)
             errors["calibrated"] = relative_errors(q, _propagation(model, q), data)
-        tuned = gnnquant.finetune(q, data, epochs=run.tuning_epochs, teacher=model, **options)
+        tuned = gnnquant.finetune(q, data, **options)
         if run.model in PROPAGATIONS:
             errors["fine-tuned"] = relative_errors(q, _propagation(model, q), data)
         rows.append({**_row(bits, q, data, tuned), "errors": errors})

@@ -30,7 +30,8 @@ INTRODUCTION = """\
 Written by `python -m benchmarks.smoothness` from one JSON file per run; do not edit. Accuracies are those of
 the test nodes (public split) at the epoch with the best validation accuracy, in percent, mean ± standard
 deviation over the seeds that are done; "(1)": one seed. Every width is fine-tuned from the FP32 model of its
-seed, with that model as teacher, and is measured as the fake-quantized model. "Energy" is the Dirichlet
+seed, with that model as teacher, and is measured as the fake-quantized model. "Constrained" is fine-tuned
+with `smoothness=Smoothness()`, FP32 too: what a user has is a trained model. "Energy" is the Dirichlet
 energy of the class scores, `1 - mean cosine similarity of neighbours`
 (`gnnquant.smoothness.dirichlet_energy`): 0 when neighbours are all alike.
 """
@@ -110,7 +111,7 @@ def _about(results: Sequence[Result], asked: int) -> str:
     versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results})
     codes = {result["result"]["code"] for result in results}
     minutes = sum(result["seconds"] for result in results) / 60
-    epochs = "; ".join(f"{a} epochs in FP32, {b} at each width" for a, b in lengths)
+    epochs = ", ".join(f"{a} epochs in FP32 and {b} at each width" for a, b in lengths)
     stopped = [
         f"- {job['model']}, depth {job['depth']}, seed {job['seed']}: {result['result']['stopped']}"
         for result in results
