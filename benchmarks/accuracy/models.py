@@ -117,7 +117,7 @@ class Model:
 
 
 PROPAGATION = Training(epochs=400, dropout=0.8)
-"""Epochs and dropout were chosen by validation accuracy on Cora, and so were the settings of GIN and GCNII."""
+"""Chosen by validation accuracy on Cora, as the settings of GIN and GCNII."""
 
 MODELS: dict[str, Model] = {
     "gcn": Model("GCN", GCN),
