@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -11,13 +12,17 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from benchmarks.report import machine
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch_geometric.data import Data
 
 PACKAGES = ("torch", "torch_geometric", "numpy")
 ENVIRONMENT = {
@@ -125,11 +130,9 @@ def _plain(job: Job) -> Any:
     return json.loads(json.dumps(asdict(job)))
 
 
-def machine() -> str:
-    """The processor's name and the number of cores."""
-    name = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines: Iterable[str] = info.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} x{os.cpu_count()}"
+@functools.lru_cache(maxsize=1)
+def load_once(dataset: str) -> Data:
+    """The dataset, read once per process."""
+    from gnnquant.datasets import load_dataset
+
+    return load_dataset(dataset)

@@ -22,6 +22,9 @@ gathered along edges, quantized by node before the gather where it is a copy of 
 addition or concatenation (residual, teleport), 8 bits unless asked otherwise.
 """
 BIT_WIDTHS = (2, 4, 8)
+FLOAT_BITS = 32
+"""Width of a model that is traced but not quantized."""
+
 GRANULARITIES = ("row", "tensor", "column")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch_geometric.nn import MessagePassing
 
-from gnnquant.config import BIT_WIDTHS, QuantConfig, QuantSpec
+from gnnquant.config import BIT_WIDTHS, FLOAT_BITS, QuantConfig, QuantSpec
 from gnnquant.errors import PassError
 from gnnquant.passes.base import Pipeline
 from gnnquant.passes.expand_modules import ExpandModules
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor, fx
 
     from gnnquant.passes.base import Pass
-
-FLOAT_BITS = 32
 
 
 class QuantizedModule(TracedModule):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnnquant.config import FLOAT_BITS
 from gnnquant.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MODEL_NAMES = ("gcn", "sage", "gin", "gat", "smp")
 """Models that the demo knows; the classes are in ``demo_models``."""
 
-FLOAT_BITS = 32
 FLOAT_TOLERANCE = 1e-5
 """Float sums have no order of their own: FP32 is compared within this relative difference."""
 FP32_LR = 0.01

@@ -104,17 +104,22 @@ class GAT(nn.Module):
         return self.conv2(x, edge_index)
 
 
-class SMP(nn.Module):
-    """An MLP and steps of smoothness-aware propagation (Wang et al., CIKM 2023)."""
+class Propagated(nn.Module):
+    """An MLP, and a layer without weights that propagates its class scores."""
 
     def __init__(
-        self, features: int, classes: int, hidden: int = HIDDEN, steps: int = 10, dropout: float = DROPOUT
+        self,
+        features: int,
+        classes: int,
+        propagation: nn.Module,
+        hidden: int = HIDDEN,
+        dropout: float = DROPOUT,
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.lin1 = nn.Linear(features, hidden)
         self.lin2 = nn.Linear(hidden, classes)
-        self.propagation = SmoothPropagation(K=steps)
+        self.propagation = propagation
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Class scores [N, C]."""
@@ -122,6 +127,15 @@ class SMP(nn.Module):
         x = F.relu(self.lin1(x))
         x = F.dropout(x, self.dropout, self.training)
         return self.propagation(self.lin2(x), edge_index)
+
+
+class SMP(Propagated):
+    """An MLP and steps of smoothness-aware propagation (Wang et al., CIKM 2023)."""
+
+    def __init__(
+        self, features: int, classes: int, hidden: int = HIDDEN, steps: int = 10, dropout: float = DROPOUT
+    ) -> None:
+        super().__init__(features, classes, SmoothPropagation(K=steps), hidden, dropout)
 
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {

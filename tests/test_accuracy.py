@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.accuracy import runs, table
 from benchmarks.accuracy.models import MODELS, Training
-from benchmarks.accuracy.runs import Run, float_model, graph, perform
-from benchmarks.jobs import result_of, run_jobs
+from benchmarks.accuracy.runs import Run, float_model, perform
+from benchmarks.jobs import load_once, result_of, run_jobs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def test_a_run_trains_quantizes_and_measures_machine_code(folder: Path) -> None:
         perform(run)
     teacher = perform(run.teacher)
     assert not teacher["compiled"]
-    data = graph("digits")
+    data = load_once("digits")
     model = float_model(run, data)
     right = (model(data.x, data.edge_index).argmax(dim=1) == data.y)[data.test_mask]
     assert teacher["test"] == pytest.approx(float(right.float().mean()))

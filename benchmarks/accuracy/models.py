@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GCN2Conv, GINConv
 
-from gnnquant.demo_models import DROPOUT, GAT, GCN, HIDDEN, SAGE, SMP
+from gnnquant.demo_models import DROPOUT, GAT, GCN, HIDDEN, SAGE, SMP, Propagated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,23 +37,11 @@ class GIN(nn.Module):
         return scores
 
 
-class PersonalizedPropagation(nn.Module):
+class PersonalizedPropagation(Propagated):
     """An MLP and K steps of personalised PageRank (Gasteiger et al., ICLR 2019): SMP's control."""
 
     def __init__(self, features: int, classes: int, dropout: float, steps: int = 10) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.lin1 = nn.Linear(features, HIDDEN)
-        self.lin2 = nn.Linear(HIDDEN, classes)
-        self.propagation = APPNP(K=steps, alpha=0.1)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Class scores [N, C]."""
-        x = F.dropout(x, self.dropout, self.training)
-        x = F.relu(self.lin1(x))
-        x = F.dropout(x, self.dropout, self.training)
-        scores: Tensor = self.propagation(self.lin2(x), edge_index)
-        return scores
+        super().__init__(features, classes, APPNP(K=steps, alpha=0.1), dropout=dropout)
 
 
 class GCNII(nn.Module):

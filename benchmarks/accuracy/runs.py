@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -15,14 +13,21 @@ from torch import nn
 
 import gnnquant
 from benchmarks.accuracy.models import MODELS, Training
+from benchmarks.jobs import load_once
+from benchmarks.report import code_state
 from gnnquant import QuantConfig, QuantSpec
-from gnnquant.datasets import load_dataset
+from gnnquant.config import FLOAT_BITS
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch_geometric.data import Data
 
-FLOAT_BITS = 32
+SOURCES = (
+    *(f"gnnquant/{name}.py" for name in ("finetuning", "objective", "config")),
+    *(f"gnnquant/{room}/*.py" for room in ("quantizers", "smoothness")),
+    "benchmarks/accuracy/r*.py",
+)
+"""What decides about accuracy."""
 OWN_METHODS = ("fine-tuned", "calibrated", "quantized scores")
 """Ours: fine-tuned with a teacher; ranges from data only; fine-tuned with the class scores quantized too."""
 
@@ -66,12 +71,6 @@ def states_folder() -> Path:
     return Path(os.environ.get("GNNQUANT_RESULTS", "results")) / "accuracy" / "states"
 
 
-@functools.lru_cache(maxsize=1)
-def graph(dataset: str) -> Data:
-    """The dataset, read once per process."""
-    return load_dataset(dataset)
-
-
 def perform(run: Run) -> dict[str, Any]:
     """Do one run.
 
@@ -80,9 +79,9 @@ def perform(run: Run) -> dict[str, Any]:
         ``compiled``: whether ``test`` is that of machine code, which then equals the integer reference in
         every bit on the whole graph; ``best_epoch``; ``seconds`` of training; ``code``: state of the code.
     """
-    data = graph(run.dataset)
+    data = load_once(run.dataset)
     result = _float_run(run, data) if run.method == "fp32" else _quantized_run(run, data)
-    return {**result, "code": code_state()}
+    return {**result, "code": code_state(*SOURCES)}
 
 
 def _float_run(run: Run, data: Data) -> dict[str, Any]:
@@ -155,11 +154,9 @@ def _quantized_run(run: Run, data: Data) -> dict[str, Any]:
         )
     seconds = time.perf_counter() - start
     q.eval()
-    with torch.no_grad():
-        scores = q(data.x, data.edge_index)
     own = run.method in OWN_METHODS
-    if own:
-        scores = _compiled_scores(q, data)
+    with torch.no_grad():
+        scores = _compiled_scores(q, data) if own else q(data.x, data.edge_index)
     return {
         "test": _accuracy(scores, data, "test_mask"),
         "val": _accuracy(scores, data, "val_mask"),
@@ -182,16 +179,3 @@ def _compiled_scores(q: nn.Module, data: Data) -> Tensor:
 def _accuracy(scores: Tensor, data: Data, mask: str) -> float:
     chosen = data[mask]
     return float((scores[chosen].argmax(dim=1) == data.y[chosen]).float().mean())
-
-
-@functools.lru_cache(maxsize=1)
-def code_state() -> str:
-    """A digest of the sources that decide about accuracy."""
-    home = Path(gnnquant.__file__).parent
-    files = [home / "finetuning.py", home / "objective.py", home / "config.py"]
-    files += [*home.glob("quantizers/*.py"), *home.glob("smoothness/*.py")]
-    files += Path(__file__).parent.glob("r*.py")
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

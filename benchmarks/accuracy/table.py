@@ -7,7 +7,9 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy.models import MODELS
-from benchmarks.accuracy.runs import FLOAT_BITS, OWN_METHODS
+from benchmarks.accuracy.runs import OWN_METHODS
+from benchmarks.report import grid
+from gnnquant.config import FLOAT_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,11 +99,6 @@ def _rivals(cells: Cells, dataset: str, widths: Sequence[int]) -> list[str]:
     if not lines:
         return []
     return ["", f"### {dataset}, rivals", "", *grid(["model", "method", *(f"INT{b}" for b in widths)], lines)]
-
-
-def grid(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines)]
 
 
 def missed_targets(results: Sequence[Result]) -> list[str]:
@@ -211,6 +208,7 @@ def plot(results: Sequence[Result], folder: Path) -> list[Path]:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "gnnquant"
     from matplotlib import pyplot as plt
 
     cells = Cells(results)
@@ -249,7 +247,7 @@ def plot(results: Sequence[Result], folder: Path) -> list[Path]:
         axes[0][-1].legend(fontsize=6)
         figure.tight_layout()
         path = folder / f"accuracy-{dataset}.svg"
-        figure.savefig(path)
+        figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
         written.append(path)
     return written

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from benchmarks.coverage.catalogue import CASES, absent, select
 from benchmarks.coverage.measure import BITS, SEED
 from benchmarks.coverage.runner import Results, run_rows
 from benchmarks.coverage.table import failures, markdown, missed_targets
+from benchmarks.report import code_state, machine
 
 PACKAGES = ("torch", "torch_geometric", "apache-tvm", "numpy")
 
@@ -52,12 +52,12 @@ def main() -> int:
         for case in cases
         if options.again or case.key in failed or not results.has(case.key, with_compile)
     ]
-    code = _code_state()
+    code = code_state("gnnquant/**/*.py")
     results.about = {
         "versions": {"gnnquant": gnnquant.__version__, **{name: version(name) for name in PACKAGES}},
         "seed": SEED,
         "bits": BITS,
-        "machine": _machine(),
+        "machine": machine(),
         "python": platform.python_version(),
         "code": {**results.about.get("code", {}), **dict.fromkeys(wanted, code)},
     }
@@ -80,22 +80,6 @@ def main() -> int:
     problems = missed_targets(results.rows, with_compile)
     print("\n".join(problems) if problems else "every target is reached")
     return 1 if problems else 0
-
-
-def _code_state() -> str:
-    """A checksum of gnnquant's source: rows of different states are told apart."""
-    digest = hashlib.sha256()
-    root = Path(gnnquant.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} x{os.cpu_count()}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.coverage.catalogue import CASES, PARTS, absent
 from benchmarks.coverage.measure import COLUMNS, COMPILE_COLUMNS, MOST, NEAR
+from benchmarks.report import grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +120,7 @@ def markdown(rows: Mapping[str, Row], about: Mapping[str, Any]) -> str:
         "",
         "## Totals",
         "",
-        *_grid(["part", "rows", *COLUMNS.values()], totals(rows)),
+        *grid(["part", "rows", *COLUMNS.values()], totals(rows)),
         "",
         "Per cent are of what runs eagerly here.",
     ]
@@ -163,7 +164,7 @@ def _part(part: str, rows: Mapping[str, Row]) -> list[str]:
         lines.append([name, *marks, _cell(reason(row))])
     lines += [[item.name, *["–"] * len(titles), item.reason] for item in absent() if item.part == part]
     note = ["", "† counted by the targets."] if any(c.counted for c in CASES if c.part == part) else []
-    return [*_grid(["row", *titles, "why not"], lines), *note]
+    return [*grid(["row", *titles, "why not"], lines), *note]
 
 
 def reason(row: Row) -> str:
@@ -188,11 +189,6 @@ def _mark(value: bool | None) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _grid(titles: list[str], lines: list[list[str]]) -> list[str]:
-    rule = ["---"] * len(titles)
-    return [f"| {' | '.join(line)} |" for line in (titles, rule, *lines)]
 
 
 def _versions(about: Mapping[str, Any]) -> str:

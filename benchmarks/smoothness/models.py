@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GCNConv
 
 from gnnquant import SmoothPropagation
+from gnnquant.demo_models import DROPOUT, HIDDEN, Propagated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HIDDEN = 64
-DROPOUT = 0.5
 TELEPORT = 0.1
 
 
@@ -42,23 +41,6 @@ class DeepGCN(nn.Module):
             x = F.relu(conv(x, edge_index))
         x = F.dropout(x, DROPOUT, self.training)
         return self.convs[-1](x, edge_index)
-
-
-class Propagated(nn.Module):
-    """An MLP, and a layer without weights that propagates its class scores."""
-
-    def __init__(self, features: int, classes: int, propagation: nn.Module) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(features, HIDDEN)
-        self.lin2 = nn.Linear(HIDDEN, classes)
-        self.propagation = propagation
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Class scores [N, C]."""
-        x = F.dropout(x, DROPOUT, self.training)
-        x = F.relu(self.lin1(x))
-        x = F.dropout(x, DROPOUT, self.training)
-        return self.propagation(self.lin2(x), edge_index)
 
 
 def _propagated(make: Callable[[int], nn.Module], features: int, classes: int, depth: int) -> nn.Module:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import gnnquant
+from benchmarks.jobs import load_once
+from benchmarks.report import code_state
 from benchmarks.smoothness.errors import relative_errors
 from benchmarks.smoothness.models import MODELS, PROPAGATIONS, training
-from gnnquant.datasets import load_dataset
+from gnnquant.config import FLOAT_BITS
 from gnnquant.smoothness import SmoothPropagation, dirichlet_energy, mean_neighbour_distance, measure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch_geometric.data import Data
 
-FLOAT_BITS = 32
 WIDTHS = (8, 4, 2)
+SOURCES = (
+    "gnnquant/finetuning.py",
+    "gnnquant/objective.py",
+    *(f"gnnquant/{room}/*.py" for room in ("quantizers", "smoothness")),
+    *(f"benchmarks/smoothness/{name}.py" for name in ("models", "errors", "runs")),
+)
+"""What decides about these figures."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,6 @@ class Run:
         return f"{self.dataset}-{name}-depth{self.depth}-{length}-seed{self.seed}"
 
 
-@functools.lru_cache(maxsize=1)
-def graph(dataset: str) -> Data:
-    """The dataset, read once per process."""
-    return load_dataset(dataset)
-
-
 def perform(run: Run) -> dict[str, Any]:
     """Do one run.
 
@@ -74,10 +73,10 @@ def perform(run: Run) -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     try:
-        _perform(run, graph(run.dataset), rows)
+        _perform(run, load_once(run.dataset), rows)
     except gnnquant.FineTuneError as error:
-        return {"rows": rows, "code": code_state(), "stopped": str(error)}
-    return {"rows": rows, "code": code_state()}
+        return {"rows": rows, "code": code_state(*SOURCES), "stopped": str(error)}
+    return {"rows": rows, "code": code_state(*SOURCES)}
 
 
 def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
@@ -159,18 +158,3 @@ def _state(q: nn.Module) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in q.state_dict().items() if name.startswith(prefix)
     }
-
-
-@functools.lru_cache(maxsize=1)
-def code_state() -> str:
-    """A digest of the sources that decide about these figures."""
-    home = Path(gnnquant.__file__).parent
-    files = [home / "finetuning.py", home / "objective.py", *home.glob("quantizers/*.py")]
-    files += [
-        *home.glob("smoothness/*.py"),
-        *(Path(__file__).with_name(name) for name in ("models.py", "errors.py", "runs.py")),
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -7,10 +7,12 @@ import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report import grid
 from benchmarks.smoothness import errors
 from benchmarks.smoothness.models import DEPTHS, PROPAGATIONS
 from benchmarks.smoothness.plots import Line, Panel, write
-from benchmarks.smoothness.runs import FLOAT_BITS, WIDTHS
+from benchmarks.smoothness.runs import WIDTHS
+from gnnquant.config import FLOAT_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -141,11 +143,6 @@ def _rows(results: Iterable[Result]) -> Rows:
     return rows
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    marked = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in marked) + "\n"
-
-
 def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
     if not values:
         return "-"
@@ -171,7 +168,7 @@ def _accuracy_table(results: Sequence[Result], models: Sequence[str], depth_name
                 [str(depth), name, *accuracies, energies[0].split(" ")[0], energies[-1].split(" ")[0]]
             )
     header = [depth_name, "model", *TITLES.values(), "energy FP32", "energy INT2"]
-    return _table(header, lines)
+    return "\n".join(grid(header, lines)) + "\n"
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -229,7 +226,7 @@ def _multiplier_table(results: Sequence[Result]) -> str:
     if not lines:
         return ""
     header = ["K", "model", "", "multiplier of step 1", "mean over steps", "steps within the bound"]
-    return _table(header, lines)
+    return "\n".join(grid(header, lines)) + "\n"
 
 
 def _error_curves(results: Sequence[Result], bits: int, state: str, name: str) -> dict[str, list[float]]:
@@ -265,9 +262,10 @@ def _error_table(results: Sequence[Result]) -> str:
     text = (
         "Relative error `|H_k quantized - H_k exact| / |H_k exact|` after k steps, for the model with the "
         "most steps, with the same weights on both sides, and the bound that is derived below from the "
-        "scales. Means over seeds.\n\n"
+        "scales. Means over seeds.\n"
     )
-    return text + _table(["", "model is", "propagation", "", *(f"k = {k}" for k in ERROR_STEPS)], lines)
+    header = ["", "model is", "propagation", "", *(f"k = {k}" for k in ERROR_STEPS)]
+    return "\n".join([text, *grid(header, lines)]) + "\n"
 
 
 def _error_panel(results: Sequence[Result], bits: int) -> Panel:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gnnquant import ir
+from gnnquant.quantizers.derived import Derived
 from gnnquant.quantizers.spmm import Entries, spmm
 
 if TYPE_CHECKING:
@@ -93,15 +93,10 @@ def pattern_of(value: Tensor) -> Pattern | None:
     """
     if value.dim() != 2 or value.requires_grad or value.is_inference() or value.numel() == 0:
         return None
-    known = _known.get(value)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != value._version:
-        known = (value._version, _find(value))
-        _known[value] = known
-    found: Pattern | None = known[1]
-    return found
+    return _patterns.get(value, lambda: _find(value))
 
 
-_known = WeakTensorKeyDictionary()
+_patterns: Derived[Pattern | None] = Derived()
 
 
 def _find(value: Tensor) -> Pattern | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from gnnquant.quantizers.derived import Derived
 
 BLOCK = 2**17
 """Numbers in a block of products of rows: they stay in the processor's cache."""
@@ -96,18 +97,12 @@ class Entries:
 
 def entries_of(edge_index: Tensor, sources: int, targets: int) -> Entries:
     """``Entries`` of the edges [2, E], kept as long as the tensor lives and does not change."""
-    if edge_index.is_inference():
-        return Entries(edge_index[0], edge_index[1], sources, targets)
-    state = (edge_index._version, sources, targets)
-    known = _known.get(edge_index)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != state:
-        known = (state, Entries(edge_index[0], edge_index[1], sources, targets))
-        _known[edge_index] = known
-    found: Entries = known[1]
-    return found
+    return _entries.get(
+        edge_index, lambda: Entries(edge_index[0], edge_index[1], sources, targets), (sources, targets)
+    )
 
 
-_known = WeakTensorKeyDictionary()
+_entries: Derived[Entries] = Derived()
 
 
 def spmm(entries: Entries, source: Tensor, target: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

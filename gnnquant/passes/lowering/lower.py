@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from gnnquant.config import FLOAT_BITS
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import ONE
 from gnnquant.passes.lowering.assemble import assemble
@@ -21,8 +22,6 @@ from gnnquant.passes.lowering.values import Adjacency, Index, Rows, Size, depend
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
     from gnnquant.tracing import TracedModule
-
-FLOAT_BITS = 32
 
 
 @torch.no_grad()

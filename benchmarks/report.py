@@ -1,0 +1,45 @@
+"""What every benchmark says of its figures: Markdown tables, the machine, the state of the code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+ROOT = Path(__file__).parents[1]
+
+
+def grid(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines)]
+
+
+def code_state(*patterns: str) -> str:
+    """A digest of the source files that the patterns (relative to the repository) find.
+
+    Raises:
+        FileNotFoundError: For a pattern that finds none.
+    """
+    files: set[Path] = set()
+    for pattern in patterns:
+        found = set(ROOT.glob(pattern))
+        if not found:
+            raise FileNotFoundError(f"no file is called {pattern}")
+        files |= found
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def machine() -> str:
+    """The processor's name and the number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} x{os.cpu_count()}"
