@@ -1,4 +1,4 @@
-"""What every benchmark says of its figures: Markdown tables, the machine, the state of the code."""
+"""What every benchmark says of its figures: Markdown tables, plots, the machine, the state of the code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from matplotlib.figure import Figure
+
 ROOT = Path(__file__).parents[1]
 
 
 def grid(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return [f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines)]
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a plot: text stays text, and the same figures give the same file."""
+    import matplotlib as mpl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "gnnquant", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def code_state(*patterns: str) -> str:

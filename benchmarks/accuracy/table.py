@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy.models import MODELS
 from benchmarks.accuracy.runs import OWN_METHODS
-from benchmarks.report import grid
+from benchmarks.report import grid, save_svg
 from gnnquant.config import FLOAT_BITS
 
 if TYPE_CHECKING:
@@ -205,21 +205,16 @@ def document(results: Sequence[Result]) -> str:
 
 def plot(results: Sequence[Result], folder: Path) -> list[Path]:
     """One plot per dataset: accuracy of every model by width, ours and the rivals."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "gnnquant"
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     cells = Cells(results)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for dataset in cells.datasets():
         models = cells.models(dataset, "fine-tuned")
         if not models:
             continue
-        size = (2.6 * len(models), 3)
-        figure, axes = plt.subplots(1, len(models), figsize=size, squeeze=False, sharey=True)
+        figure = Figure(figsize=(2.6 * len(models), 3), layout="constrained")
+        axes = figure.subplots(1, len(models), squeeze=False, sharey=True)
         for axis, model in zip(axes[0], models, strict=True):
             methods = dict.fromkeys(key[2] for key in cells.values if key[:2] == (dataset, model))
             for method in methods:
@@ -245,9 +240,7 @@ def plot(results: Sequence[Result], folder: Path) -> list[Path]:
             axis.set_title(MODELS[model].title, fontsize=9)
         axes[0][0].set_ylabel("test accuracy, %")
         axes[0][-1].legend(fontsize=6)
-        figure.tight_layout()
         path = folder / f"accuracy-{dataset}.svg"
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
+        save_svg(figure, path)
         written.append(path)
     return written
