@@ -74,7 +74,7 @@ def mean_neighbour_distance(h: Tensor, edge_index: Tensor) -> Tensor:
     total = h.new_zeros(())
     for block in _blocks(edges.size(1), h.size(-1)):
         source, target = edges[:, block]
-        total = total + (h[source] - h[target]).norm(dim=-1).sum()
+        total = total + (h.index_select(0, source) - h.index_select(0, target)).norm(dim=-1).sum()
     return total / max(edges.size(1), 1)
 
 
@@ -93,7 +93,7 @@ class _EdgeProducts(torch.autograd.Function):
         total = h.new_zeros(())
         for block in _blocks(edge_index.size(1), h.size(-1)):
             source, target = edge_index[:, block]
-            total += edge_weight[block] @ (h[source] * h[target]).sum(dim=-1)
+            total += edge_weight[block] @ (h.index_select(0, source) * h.index_select(0, target)).sum(dim=-1)
         return total
 
     @staticmethod
@@ -105,10 +105,12 @@ class _EdgeProducts(torch.autograd.Function):
             source, target = edge_index[:, block]
             weight = (edge_weight[block] * gradients[0]).unsqueeze(-1)
             if of_h is not None:
-                of_h.index_add_(0, source, weight * h[target])
-                of_h.index_add_(0, target, weight * h[source])
+                of_h.index_add_(0, source, weight * h.index_select(0, target))
+                of_h.index_add_(0, target, weight * h.index_select(0, source))
             if of_weight is not None:
-                of_weight[block] = gradients[0] * (h[source] * h[target]).sum(dim=-1)
+                of_weight[block] = gradients[0] * (h.index_select(0, source) * h.index_select(0, target)).sum(
+                    dim=-1
+                )
         return of_h, None, of_weight
 
 
@@ -121,7 +123,7 @@ class _SquaredDifferences(torch.autograd.Function):
         total = u.new_zeros(())
         for block in _blocks(edge_index.size(1), u.size(-1)):
             source, target = edge_index[:, block]
-            total += (u[source] - u[target]).square().sum()
+            total += (u.index_select(0, source) - u.index_select(0, target)).square().sum()
         return total
 
     @staticmethod
@@ -130,6 +132,6 @@ class _SquaredDifferences(torch.autograd.Function):
         of_u = torch.zeros_like(u)
         for block in _blocks(edge_index.size(1), u.size(-1)):
             source, target = edge_index[:, block]
-            slope = (u[source] - u[target]) * (2 * gradients[0])
+            slope = (u.index_select(0, source) - u.index_select(0, target)) * (2 * gradients[0])
             of_u.index_add_(0, source, slope).index_add_(0, target, -slope)
         return of_u, None
