@@ -8,30 +8,28 @@ import sys
 from pathlib import Path
 
 from benchmarks.jobs import result_of, run_jobs
-from benchmarks.smoothness.models import DEPTHS, MODELS, training
+from benchmarks.smoothness.models import DEPTHS, MODELS, Schedule, schedule
 from benchmarks.smoothness.runs import Run, perform
 from benchmarks.smoothness.table import document, plot
 from gnnquant.datasets import DATASETS
 
 QUICK_DEPTHS = (2, 8)
-QUICK_EPOCHS = (20, 10)
+QUICK = Schedule(epochs=20, tuning_epochs=10)
 
 
 def main() -> int:
     """Run what is asked for and not done yet; 1 where a run failed."""
     options = _parser().parse_args()
     folder = options.results / "quick" if options.quick else options.results
-    epochs, tuning_epochs = QUICK_EPOCHS if options.quick else (None, options.tuning_epochs)
     # Seed by seed and the shallow ones first: what is there when the time is over is most useful so.
     runs = [
-        Run(dataset, model, depth, constrained, seed, epochs or training(model, depth)[0], tuning_epochs)
+        Run(dataset, model, depth, seed, QUICK if options.quick else schedule(model, depth))
         for seed in range(1 if options.quick else options.seeds)
         for dataset in options.datasets
         for depth in sorted({depth for model in options.models for depth in DEPTHS[model]})
         if depth in (QUICK_DEPTHS if options.quick else options.depths or (depth,))
         for model in options.models
         if depth in DEPTHS[model]
-        for constrained in ((False, True) if model == "gcn" else (False,))
     ]
     failures = [] if options.show else run_jobs(perform, runs, folder, workers=options.workers, label="runs")
     print("\n".join(failures), file=sys.stderr)
@@ -57,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--depths", nargs="+", type=int, metavar="DEPTH", help="only these of the depths")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--tuning-epochs", type=int, default=30, help="of fine-tuning, at each width")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="two depths, few epochs, one seed")
     parser.add_argument("--show", action="store_true", help="run nothing, write what is known")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ import gnnquant
 from benchmarks.jobs import load_once
 from benchmarks.report import code_state
 from benchmarks.smoothness.errors import relative_errors
-from benchmarks.smoothness.models import MODELS, PROPAGATIONS, training
+from benchmarks.smoothness.models import MODELS, PROPAGATIONS, Schedule
 from gnnquant.config import FLOAT_BITS
 from gnnquant.smoothness import SmoothPropagation, dirichlet_energy, mean_neighbour_distance, measure
 
@@ -38,34 +38,28 @@ class Run:
         dataset: A name for ``load_dataset``.
         model: A name from ``MODELS``.
         depth: Layers or steps.
-        constrained: Whether fine-tuning is given ``Smoothness()`` (``"gcn"`` only; the layers of SMP always
-            have their constraint). The FP32 model is then fine-tuned as well.
         seed: Of the initial weights, dropout and fine-tuning.
-        epochs: Of the FP32 training, which knows no constraint.
-        tuning_epochs: Of fine-tuning.
+        schedule: Of the FP32 training, which knows no constraint, and of fine-tuning.
     """
 
     dataset: str
     model: str
     depth: int
-    constrained: bool
     seed: int
-    epochs: int
-    tuning_epochs: int
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def key(self) -> str:
         """Name of the result's file."""
-        name = f"{self.model}-constrained" if self.constrained else self.model
-        length = f"epochs{self.epochs}-{self.tuning_epochs}"
-        return f"{self.dataset}-{name}-depth{self.depth}-{length}-seed{self.seed}"
+        return f"{self.dataset}-{self.model}-depth{self.depth}-seed{self.seed}"
 
 
 def perform(run: Run) -> dict[str, Any]:
     """Do one run.
 
     Returns:
-        ``rows``: for FP32 and each width, ``bits``, accuracies ``test`` and ``val`` (0 to 1, of the state
+        ``rows``: for FP32 and each width, of ``"gcn"`` without and with the constraint (the layers of SMP
+        always have theirs), ``bits``, ``constrained``, accuracies ``test`` and ``val`` (0 to 1, of the state
         with the best validation accuracy), ``best_epoch``, ``energy`` and ``distance`` of the scores,
         ``layers`` (the reports of ``gnnquant.smoothness.measure``), and for propagations ``errors``:
         ``{"calibrated": ..., "fine-tuned": ...}`` of ``relative_errors``. ``code``: state of the code.
@@ -83,36 +77,34 @@ def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
     """Add to ``rows`` as they are known: a training that diverges ends the run."""
     torch.manual_seed(run.seed)
     model = MODELS[run.model](data.num_features, int(data.y.max()) + 1, run.depth)
+    schedule = run.schedule
     tuned = gnnquant.finetune(
-        model,
-        data,
-        epochs=run.epochs,
-        lr=training(run.model, run.depth)[1],
-        seed=run.seed,
-        progress=False,
+        model, data, epochs=schedule.epochs, lr=schedule.lr, seed=run.seed, progress=False
     )
-    options: dict[str, Any] = {
-        "epochs": run.tuning_epochs,
-        "teacher": model,
-        "smoothness": gnnquant.Smoothness() if run.constrained else None,
-        "seed": run.seed,
-        "progress": False,
-    }
-    trained = model
-    if run.constrained:
-        trained = gnnquant.convert(model, bits=FLOAT_BITS)
-        tuned = gnnquant.finetune(trained, data, **options)
-    rows.append(_row(FLOAT_BITS, trained, data, tuned))
-    for bits in WIDTHS:
-        q = gnnquant.convert(model, bits=bits)
-        errors = {}
-        if run.model in PROPAGATIONS:
-            gnnquant.calibrate(q, data)
-            errors["calibrated"] = relative_errors(q, _propagation(model, q), data)
-        tuned = gnnquant.finetune(q, data, **options)
-        if run.model in PROPAGATIONS:
-            errors["fine-tuned"] = relative_errors(q, _propagation(model, q), data)
-        rows.append({**_row(bits, q, data, tuned), "errors": errors})
+    propagates = run.model in PROPAGATIONS
+    if propagates:
+        rows.append(_row(FLOAT_BITS, model, data, tuned))
+    for constrained in (False,) if propagates else (False, True):
+        # The constraint comes with further training: what it does shows beside the same training without.
+        for bits in WIDTHS if propagates else (FLOAT_BITS, *WIDTHS):
+            q = gnnquant.convert(model, bits=bits)
+            errors = {}
+            if propagates:
+                gnnquant.calibrate(q, data)
+                errors["calibrated"] = relative_errors(q, _propagation(model, q), data)
+            tuned = gnnquant.finetune(
+                q,
+                data,
+                epochs=schedule.tuning_epochs,
+                lr=schedule.tuning_lr,
+                teacher=model,
+                smoothness=gnnquant.Smoothness() if constrained else None,
+                seed=run.seed,
+                progress=False,
+            )
+            if propagates:
+                errors["fine-tuned"] = relative_errors(q, _propagation(model, q), data)
+            rows.append({**_row(bits, q, data, tuned), "constrained": constrained, "errors": errors})
 
 
 def _row(bits: int, model: nn.Module, data: Data, tuned: gnnquant.FineTuneResult) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import grid
 from benchmarks.smoothness import errors
-from benchmarks.smoothness.models import DEPTHS, PROPAGATIONS
+from benchmarks.smoothness.models import DEPTHS, PROPAGATIONS, Schedule
 from benchmarks.smoothness.plots import Line, Panel, write
 from benchmarks.smoothness.runs import WIDTHS
 from gnnquant.config import FLOAT_BITS
@@ -33,9 +33,10 @@ Written by `python -m benchmarks.smoothness` from one JSON file per run; do not 
 the test nodes (public split) at the epoch with the best validation accuracy, in percent, mean ± standard
 deviation over the seeds that are done; "(1)": one seed. Every width is fine-tuned from the FP32 model of its
 seed, with that model as teacher, and is measured as the fake-quantized model. "Constrained" is fine-tuned
-with `smoothness=Smoothness()`, FP32 too: what a user has is a trained model. "Energy" is the Dirichlet
-energy of the class scores, `1 - mean cosine similarity of neighbours`
-(`gnnquant.smoothness.dirichlet_energy`): 0 when neighbours are all alike.
+with `smoothness=Smoothness()`, from the same model for the same number of epochs; stacks of GCN layers are
+fine-tuned in FP32 too, so that the column compares the constraint alone. "Energy" is the Dirichlet energy of
+the class scores, `1 - mean cosine similarity of neighbours` (`gnnquant.smoothness.dirichlet_energy`): 0 when
+neighbours are all alike.
 """
 
 UPDATE_NOTE = """\
@@ -108,12 +109,15 @@ def _datasets(results: Iterable[Result]) -> list[str]:
 
 
 def _about(results: Sequence[Result], asked: int) -> str:
-    lengths = sorted({(result["job"]["epochs"], result["job"]["tuning_epochs"]) for result in results})
+    schedules = [Schedule(**result["job"]["schedule"]) for result in results]
     seeds = sorted({result["job"]["seed"] for result in results})
     versions = sorted({", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results})
     codes = {result["result"]["code"] for result in results}
     minutes = sum(result["seconds"] for result in results) / 60
-    epochs = ", ".join(f"{a} epochs in FP32 and {b} at each width" for a, b in lengths)
+    epochs = ", or ".join(
+        f"{s.epochs} epochs at {s.lr} in FP32 and {s.tuning_epochs} at {s.tuning_lr} at each width"
+        for s in dict.fromkeys(schedules)
+    )
     stopped = [
         f"- {job['model']}, depth {job['depth']}, seed {job['seed']}: {result['result']['stopped']}"
         for result in results
@@ -137,8 +141,8 @@ def _rows(results: Iterable[Result]) -> Rows:
     rows: Rows = defaultdict(dict)
     for result in results:
         job = result["job"]
-        name = f"{job['model']} constrained" if job["constrained"] else job["model"]
         for row in result["result"]["rows"]:
+            name = f"{job['model']} constrained" if row.get("constrained") else job["model"]
             rows[name, job["depth"], row["bits"]][job["seed"]] = row
     return rows
 

@@ -36,7 +36,8 @@ class Smoothness:
     of ``dirichlet_energy`` (0 to 2) from one message-passing layer to the next.
 
     Attributes:
-        bound: Bound per layer; ``None``: what the layers have (``SmoothPropagation``), or 0.1.
+        bound: Bound per layer; ``None``: what the layers have (``SmoothPropagation``), or 0.2 divided by
+            the number of layers, so that a stack may change as much as a whole however deep it is.
         multiplier_lr: Step of the multipliers' ascent; ``None``: 1e-5 for
             ``SmoothPropagation``, whose constraint grows with the number of edges, else 0.1.
         slack_lr: Step of the slack's descent, ``SmoothPropagation`` only.
@@ -208,6 +209,8 @@ class PropagationDriver(LagrangianDriver):
         return _report_steps(self._steps)
 
 
+TOTAL_CHANGE = 0.2
+"""Default bound of the change of Dirichlet energy, summed over the layers."""
 ATTRIBUTE = "layer_multipliers"
 """Name under which a traced model has its ``LayerMultipliers``."""
 
@@ -258,7 +261,7 @@ class LayerDriver(LagrangianDriver):
                 f"smoothness= compares consecutive message-passing layers, and the model has {len(updates)}"
             )
         self._names = updates
-        self._bound = 0.1 if smoothness.bound is None else smoothness.bound
+        self._bound = TOTAL_CHANGE / len(updates) if smoothness.bound is None else smoothness.bound
         self._damping = smoothness.damping
         self._lr = 0.1 if smoothness.multiplier_lr is None else smoothness.multiplier_lr
         kept = _kept(model)

@@ -98,10 +98,8 @@ def result(model: str, depth: int, seed: int, test: float, *, constrained: bool 
             "dataset": "Cora",
             "model": model,
             "depth": depth,
-            "constrained": constrained,
             "seed": seed,
-            "epochs": 3,
-            "tuning_epochs": 2,
+            "schedule": {"epochs": 3, "lr": 0.1, "tuning_epochs": 2, "tuning_lr": 0.2},
         },
         "seconds": 60.0,
         "versions": {"torch": "2"},
@@ -110,6 +108,7 @@ def result(model: str, depth: int, seed: int, test: float, *, constrained: bool 
             "rows": [
                 {
                     "bits": bits,
+                    "constrained": constrained,
                     "test": test,
                     "energy": 0.2,
                     "layers": [layer],
@@ -172,10 +171,9 @@ def test_points_that_an_axis_cannot_show_are_left_out(tmp_path: Path) -> None:
 
 def test_runs_have_names_of_their_own() -> None:
     runs = [
-        Run("Cora", model, depth, constrained, seed, 2, 1)
+        Run("Cora", model, depth, seed)
         for model, depths in DEPTHS.items()
         for depth in depths
-        for constrained in (False, True)
         for seed in range(2)
     ]
     assert len({run.key for run in runs}) == len(runs)
