@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnquant.errors import FineTuneError
 from gnnquant.quantizers.modules import Quantizer
+from gnnquant.quantizers.sparse import sparse_inputs
 
 
 def quantizers_of(module: nn.Module) -> dict[str, Quantizer]:
@@ -52,7 +53,8 @@ def calibrate(module: nn.Module, batches: Any) -> nn.Module:
     for quantizer in quantizers.values():
         quantizer.start_observing()
     try:
-        problem = _observe_all(module, batches)
+        with sparse_inputs(module):
+            problem = _observe_all(module, batches)
     finally:
         wrong = [name for name, quantizer in quantizers.items() if not quantizer.stop_observing()]
         module.train(was_training)

@@ -15,16 +15,11 @@ from gnnquant.quantizers.functional import (
     signed_zero2,
     widened,
 )
+from gnnquant.quantizers.range_search import RangeSearch
 from gnnquant.quantizers.sparse import Pattern, SparseCodes, pattern_of
 
 if TYPE_CHECKING:
     from gnnquant.config import QuantSpec
-
-SEARCH_FACTORS = (
-    0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5,
-    0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.3,
-)  # fmt: skip
-"""Ranges tried at initialisation, as fractions of the largest magnitude."""
 
 
 class Quantized(NamedTuple):
@@ -82,7 +77,7 @@ class Quantizer(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
         self.bypassed = False
         self.sparse_input = False
-        self._search: _RangeSearch | None = None
+        self._search: RangeSearch | None = None
         self._paused = False
 
     def forward(self, value: Tensor) -> Quantized:
@@ -93,11 +88,11 @@ class Quantizer(nn.Module):
         if self.bypassed:
             return Quantized(value, None)
         wide = widened(value)
-        if self._search is not None and not self._paused:
-            self._observe(wide.detach())
+        pattern = self.sparse_pattern(value)
+        if self._search is not None and not self._paused and value.numel() > 0:
+            self._observe(self._search, wide.detach() if pattern is None else pattern)
         zero2 = int(self.zero2)
-        pattern = self.sparse_pattern(value) if zero2 % 2 == 0 else None
-        if pattern is not None:
+        if pattern is not None and zero2 % 2 == 0:
             return self._quantize_entries(pattern, zero2)
         scale = self.learned_scale().to(wide.dtype)
         if self.granularity == "row":
@@ -137,7 +132,7 @@ class Quantizer(nn.Module):
 
     def start_observing(self) -> None:
         """Begin a calibration: forget what was seen before."""
-        self._search = _RangeSearch(self)
+        self._search = RangeSearch(self.bits, self.granularity, self.row_axis)
 
     def pause_observing(self, *, paused: bool) -> None:
         """Within a calibration, see nothing until called with ``paused=False``."""
@@ -150,11 +145,8 @@ class Quantizer(nn.Module):
         return finite
 
     @torch.no_grad()
-    def _observe(self, value: Tensor) -> None:
-        assert self._search is not None
-        if value.numel() == 0:
-            return
-        log_scale, zero2 = self._search.best_after(value)
+    def _observe(self, search: RangeSearch, seen: Tensor | Pattern) -> None:
+        log_scale, zero2 = search.best_after(seen)
         self.log_scale.copy_(log_scale)
         self.zero2.fill_(zero2)
         self.calibrated.fill_(True)
@@ -165,59 +157,3 @@ class Quantizer(nn.Module):
             f"bits={self.bits}, granularity={self.granularity!r}, zero2={int(self.zero2)}, "
             f"calibrated={bool(self.calibrated)}"
         )
-
-
-class _RangeSearch:
-    """Adds up, over batches, the squared error of every range that may be chosen.
-
-    Attributes:
-        finite: Whether all data so far was finite.
-    """
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        self.finite = True
-        self._bits = quantizer.bits
-        self._granularity = quantizer.granularity
-        self._row_axis = quantizer.row_axis
-        self._shape = quantizer.log_scale.shape
-        self._negative = False
-        self._largest: Tensor | None = None
-        self._errors: dict[int, Tensor] = {}
-
-    def best_after(self, value: Tensor) -> tuple[Tensor, int]:
-        """Include ``value``; returns (log scale, zero2) with the least error so far.
-
-        Data that was never negative gets the unsigned grid; weights are always signed.
-        """
-        self.finite = self.finite and bool(torch.isfinite(value).all())
-        self._negative = self._negative or self._granularity == "column" or bool((value < 0).any())
-        if self._largest is None:
-            self._largest = self._magnitude(value)
-        for zero2 in (signed_zero2(self._bits), 0):
-            if zero2 == 0 and self._negative:
-                continue
-            errors = torch.stack([self._error(value, factor, zero2) for factor in SEARCH_FACTORS])
-            self._errors[zero2] = errors + self._errors.get(zero2, 0)
-        chosen = signed_zero2(self._bits) if self._negative else 0
-        best = self._errors[chosen].argmin(dim=0)
-        factor = torch.tensor(SEARCH_FACTORS, dtype=value.dtype, device=value.device)[best]
-        scale = self._largest * factor / code_range(self._bits, chosen)[1]
-        return scale.clamp(min=1e-12).log(), chosen
-
-    def _magnitude(self, value: Tensor) -> Tensor:
-        """What the scale is a multiple of, beyond a row's own statistic."""
-        if self._granularity == "row":
-            return value.new_ones(())
-        if self._granularity == "column":
-            return value.abs().amax(dim=1, keepdim=True)
-        return value.abs().max()
-
-    def _error(self, value: Tensor, factor: float, zero2: int) -> Tensor:
-        """Squared error with the range ``factor`` times the magnitude, summed as scales are shared."""
-        assert self._largest is not None
-        base = self._largest
-        if self._granularity == "row":
-            base = row_statistic(value, zero2, self._row_axis)
-        scale = base * (factor / code_range(self._bits, zero2)[1])
-        error = (centred_codes(value, scale, self._bits, zero2) * scale - value).square()
-        return error.sum(dim=1, keepdim=True) if self._shape else error.sum()

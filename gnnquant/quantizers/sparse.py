@@ -111,7 +111,7 @@ def _find(value: Tensor) -> Pattern | None:
 @contextmanager
 def sparse_inputs(module: nn.Module) -> Iterator[None]:
     """Let the input quantizers of a converted model return ``SparseCodes`` inside of the block."""
-    found = _input_quantizers(module)
+    found = [quantizer for quantizer in _input_quantizers(module) if not quantizer.sparse_input]
     for quantizer in found:
         quantizer.sparse_input = True
     try:
