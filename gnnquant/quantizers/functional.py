@@ -89,12 +89,34 @@ def row_statistic(value: Tensor, zero2: int, row_axis: int = 0) -> Tensor:
     """Largest magnitude of every row [..., N, 1, ...]; of the positive part for unsigned grids.
 
     A maximum is the same in whatever order it is taken: integer code and this reference agree to
-    the last bit.
+    the last bit. The gradient goes to where the maximum is: the scale of a row follows its largest
+    number, which a range below the maximum clips and would leave without a gradient.
     """
-    value = value.detach()
-    magnitude = value if zero2 == 0 else value.abs()
-    within = [axis for axis in range(value.dim()) if axis != row_axis]
-    if any(value.size(axis) == 0 for axis in within):
-        return value.new_zeros([size if axis == row_axis else 1 for axis, size in enumerate(value.shape)])
-    statistic = magnitude.amax(dim=within, keepdim=True) if within else magnitude
-    return statistic.clamp(min=0) if zero2 == 0 else statistic
+    statistic: Tensor = _RowStatistic.apply(value, zero2, row_axis)  # type: ignore[no-untyped-call]
+    return statistic
+
+
+class _RowStatistic(torch.autograd.Function):
+    """One function, since autograd would keep the magnitudes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, zero2: int, row_axis: int) -> Tensor:
+        ctx.unsigned = zero2 == 0
+        ctx.within = [axis for axis in range(value.dim()) if axis != row_axis]
+        if any(value.size(axis) == 0 for axis in ctx.within):
+            shape = [size if axis == row_axis else 1 for axis, size in enumerate(value.shape)]
+            statistic = value.new_zeros(shape)
+        else:
+            magnitude = value if ctx.unsigned else value.abs()
+            statistic = magnitude.amax(dim=ctx.within, keepdim=True) if ctx.within else magnitude.clone()
+            statistic = statistic.clamp_(min=0) if ctx.unsigned else statistic
+        ctx.save_for_backward(value, statistic)
+        return statistic
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        value, statistic = ctx.saved_tensors
+        largest = (value if ctx.unsigned else value.abs()) == statistic
+        count = largest.sum(dim=ctx.within, keepdim=True) if ctx.within else largest
+        share = gradients[0] / count.clamp(min=1)
+        return largest * share if ctx.unsigned else largest * share * value.sign(), None, None
