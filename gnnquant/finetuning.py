@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gnnquant.data import Graph, Inputs
     from gnnquant.objective import Loss
 
+WEIGHT_DECAY = 5e-4
+WEIGHT_DECAY_WITH_TEACHER = 2e-4
 LABEL_WEIGHT_WITH_TEACHER = 0.1
 """Weight of the labels' loss beside distillation: the teacher has already learned the labels."""
 
@@ -79,7 +81,7 @@ def finetune(
     loss: Loss | None = None,
     inputs: Inputs | None = None,
     val_data: Graph | Iterable[Graph] | None = None,
-    weight_decay: float = 5e-4,
+    weight_decay: float | None = None,
     range_lr: float = 0.01,
     distillation_weight: float = 1.0,
     label_weight: float | None = None,
@@ -111,7 +113,7 @@ def finetune(
             ``mask`` (bool) chooses the rows of the output to learn from.
         inputs: Where the model's inputs are in the data: see ``gnnquant.data.Inputs``.
         val_data: Further graphs, for validation only.
-        weight_decay: Of the weights.
+        weight_decay: Of the weights; ``None``: 2e-4 with a teacher, who regularises too, else 5e-4.
         range_lr: Learning rate of the quantizers' ranges.
         distillation_weight: Weight of ``KL(teacher || model)``, averaged over nodes.
         label_weight: Weight of the labels' loss; ``None``: 0.1 with a teacher, else 1.
@@ -131,6 +133,8 @@ def finetune(
         check_masks(data)
     elif isinstance(teacher, Tensor):
         raise FineTuneError("a teacher's scores fit one graph only; with a loader pass the model")
+    if weight_decay is None:
+        weight_decay = WEIGHT_DECAY if teacher is None else WEIGHT_DECAY_WITH_TEACHER
     if label_weight is None:
         label_weight = 1.0 if teacher is None else LABEL_WEIGHT_WITH_TEACHER
     objective = Objective(

@@ -75,8 +75,8 @@ class Training:
     Attributes:
         epochs: Of the FP32 training.
         lr: Of the FP32 training (Adam, cosine schedule).
-        weight_decay: Of the FP32 training and of fine-tuning.
-        dropout: Of both.
+        weight_decay: Of the FP32 training; fine-tuning has its own default.
+        dropout: Of the model, in FP32 training and in fine-tuning.
     """
 
     epochs: int = 200

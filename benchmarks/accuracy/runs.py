@@ -147,7 +147,6 @@ def _quantized_run(run: Run, data: Data) -> dict[str, Any]:
             q,
             data,
             epochs=run.epochs,
-            weight_decay=run.training.weight_decay,
             teacher=model,
             seed=run.seed,
             progress=False,

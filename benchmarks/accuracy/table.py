@@ -164,7 +164,7 @@ def document(results: Sequence[Result]) -> str:
         "  every message, every aggregate that feeds another operation. Edge weights and values kept for a",
         "  residual, a teleport or a concatenation take 8 bits at every width. The last scores are scaled",
         "  int32 accumulators; under *quantized scores* they are rounded to the width too.",
-        "- *fine-tuned*: from the FP32 model of the same seed, with it as the teacher (100 epochs, Adam).",
+        "- *fine-tuned*: from the FP32 model of the same seed, with it as the teacher (100 epochs, defaults).",
         "  *calibrated*: ranges from the features alone: no labels, no gradient.",
         "- The state is the one with the best validation accuracy; test labels are read once, at the end.",
         "- **Ours is measured on the compiled artifact**: machine code whose scores equal the integer",
