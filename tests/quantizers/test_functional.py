@@ -104,3 +104,55 @@ def test_row_statistic_has_one_value_per_row() -> None:
     assert row_statistic(value, 16).tolist() == [[[3.0]], [[2.0]]]
     assert row_statistic(value, 0).tolist() == [[[1.0]], [[2.0]]]
     assert row_statistic(torch.zeros(2, 0), 0).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(("bits", "zero2"), GRIDS)
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.2])
+def test_row_gradients_match_finite_differences_of_a_smooth_surrogate(
+    bits: int, zero2: int, factor: float
+) -> None:
+    """Rounding is replaced by a shift by its residual, which straight-through gradients hold constant.
+
+    What is left is smooth: a row's scale is a factor of its largest magnitude, and what lies beyond the
+    grid is clipped to a bound that moves with that magnitude.
+    """
+    generator = torch.Generator().manual_seed(bits + zero2)
+    value = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    low, high = code_range(bits, zero2)
+    factor /= high
+
+    def codes_and_scale(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = row_statistic(value, zero2) * factor
+        return centred_codes(value, scale, bits, zero2), scale
+
+    with torch.no_grad():
+        codes, scale = codes_and_scale(value)
+        residual = codes - (value / scale).clamp(low, high)
+
+    def surrogate(value: torch.Tensor) -> float:
+        magnitude = (value if zero2 == 0 else value.abs()).amax(dim=1, keepdim=True)
+        scale = magnitude * factor
+        return float((((value / scale).clamp(low, high) + residual) * scale * weights).sum())
+
+    value.requires_grad_()
+    codes, scale = codes_and_scale(value)
+    (gradient,) = torch.autograd.grad((codes * scale * weights).sum(), value)
+    expected = torch.empty_like(gradient)
+    step = 1e-6
+    for place in range(value.numel()):
+        shift = torch.zeros(value.numel(), dtype=value.dtype)
+        shift[place] = step
+        shift = shift.view_as(value)
+        with torch.no_grad():
+            expected.view(-1)[place] = (surrogate(value + shift) - surrogate(value - shift)) / (2 * step)
+    assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+def test_the_largest_of_equals_share_the_gradient() -> None:
+    value = torch.tensor([[2.0, -2.0, 1.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(row_statistic(value, 16).sum(), value)
+    assert gradient.tolist() == [[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]
+    negative = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(row_statistic(negative, 0).sum(), negative)
+    assert gradient.tolist() == [[0.0, 0.0]]
