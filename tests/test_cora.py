@@ -34,7 +34,7 @@ def cora() -> Data:
 def trained(cora: Data) -> torch.nn.Module:
     torch.manual_seed(0)
     model = GCN(cora.num_features, 7)
-    gnnquant.finetune(model, cora, epochs=20, lr=0.01, seed=0, progress=False)
+    gnnquant.finetune(model, cora, epochs=100, lr=0.01, seed=0, progress=False)
     return model
 
 
