@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -30,8 +31,11 @@ def save_svg(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+@functools.cache
 def code_state(*patterns: str) -> str:
     """A digest of the source files that the patterns (relative to the repository) find.
+
+    Read once per process: as long as it runs, what it has loaded is the code of the first call.
 
     Raises:
         FileNotFoundError: For a pattern that finds none.

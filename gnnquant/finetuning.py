@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY = 5e-4
 WEIGHT_DECAY_WITH_TEACHER = 2e-4
+"""Less: the teacher regularises too."""
 LABEL_WEIGHT_WITH_TEACHER = 0.1
 """Weight of the labels' loss beside distillation: the teacher has already learned the labels."""
 

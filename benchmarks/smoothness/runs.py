@@ -83,7 +83,7 @@ def _perform(run: Run, data: Data, rows: list[dict[str, Any]]) -> None:
     )
     propagates = run.model in PROPAGATIONS
     if propagates:
-        rows.append(_row(FLOAT_BITS, model, data, tuned))
+        rows.append({**_row(FLOAT_BITS, model, data, tuned), "constrained": False})
     for constrained in (False,) if propagates else (False, True):
         # The constraint comes with further training: what it does shows beside the same training without.
         for bits in WIDTHS if propagates else (FLOAT_BITS, *WIDTHS):

@@ -142,9 +142,13 @@ def _rows(results: Iterable[Result]) -> Rows:
     for result in results:
         job = result["job"]
         for row in result["result"]["rows"]:
-            name = f"{job['model']} constrained" if row.get("constrained") else job["model"]
+            name = f"{job['model']} constrained" if row["constrained"] else job["model"]
             rows[name, job["depth"], row["bits"]][job["seed"]] = row
     return rows
+
+
+def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(grid(titles, lines)) + "\n"
 
 
 def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
@@ -172,7 +176,7 @@ def _accuracy_table(results: Sequence[Result], models: Sequence[str], depth_name
                 [str(depth), name, *accuracies, energies[0].split(" ")[0], energies[-1].split(" ")[0]]
             )
     header = [depth_name, "model", *TITLES.values(), "energy FP32", "energy INT2"]
-    return "\n".join(grid(header, lines)) + "\n"
+    return _table(header, lines)
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -230,7 +234,7 @@ def _multiplier_table(results: Sequence[Result]) -> str:
     if not lines:
         return ""
     header = ["K", "model", "", "multiplier of step 1", "mean over steps", "steps within the bound"]
-    return "\n".join(grid(header, lines)) + "\n"
+    return _table(header, lines)
 
 
 def _error_curves(results: Sequence[Result], bits: int, state: str, name: str) -> dict[str, list[float]]:
@@ -266,10 +270,10 @@ def _error_table(results: Sequence[Result]) -> str:
     text = (
         "Relative error `|H_k quantized - H_k exact| / |H_k exact|` after k steps, for the model with the "
         "most steps, with the same weights on both sides, and the bound that is derived below from the "
-        "scales. Means over seeds.\n"
+        "scales. Means over seeds.\n\n"
     )
     header = ["", "model is", "propagation", "", *(f"k = {k}" for k in ERROR_STEPS)]
-    return "\n".join([text, *grid(header, lines)]) + "\n"
+    return text + _table(header, lines)
 
 
 def _error_panel(results: Sequence[Result], bits: int) -> Panel:

@@ -108,8 +108,8 @@ class Quantizer(nn.Module):
         values = widened(pattern.values)
         scale = entry_scale = self.learned_scale().to(values.dtype)
         if self.granularity == "row":
-            scale = pattern.row_maximum(values.abs() if zero2 else values) * scale
-            entry_scale = scale.view(-1).index_select(0, pattern.row)
+            scale = pattern.row_statistic(values, zero2) * scale
+            entry_scale = pattern.by_entry(scale)
         codes = centred_codes(values, entry_scale, self.bits, zero2)
         sparse: Any = SparseCodes(pattern, codes.to(pattern.values.dtype))
         return Quantized(sparse, scale)

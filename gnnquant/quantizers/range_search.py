@@ -98,12 +98,12 @@ class RangeSearch:
         """The same of a matrix that is zero beyond a pattern, which has ``values`` in it."""
         assert self._largest is not None
         by_row = self._granularity == "row"
-        base = pattern.row_maximum(values.abs() if zero2 else values) if by_row else self._largest
+        base = pattern.row_statistic(values, zero2) if by_row else self._largest
         zeros = pattern.shape[1] - torch.bincount(pattern.row, minlength=pattern.shape[0])
         zero_code = 0.5 if zero2 % 2 else 0.0
         errors = []
         for scale in self._scales(base, zero2):
-            own = scale.view(-1).index_select(0, pattern.row) if by_row else scale
+            own = pattern.by_entry(scale) if by_row else scale
             error = (centred_codes(values, own, self._bits, zero2) * own - values).square().sum()
             errors.append(error + (zeros.view(-1, 1) * (zero_code * scale).square()).sum())
         return torch.stack(errors)

@@ -52,6 +52,14 @@ class Pattern:
         out = values.new_zeros(self.shape[0])
         return out.scatter_reduce_(0, self.row, values, "amax").view(-1, 1)
 
+    def row_statistic(self, values: Tensor, zero2: int) -> Tensor:
+        """``functional.row_statistic`` of the matrix with ``values`` [entries], [N, 1]."""
+        return self.row_maximum(values.abs() if zero2 else values)
+
+    def by_entry(self, of_row: Tensor) -> Tensor:
+        """The number of every entry's row [entries], of [N, 1]."""
+        return of_row.view(-1).index_select(0, self.row)
+
 
 @dataclass(frozen=True)
 class SparseCodes:

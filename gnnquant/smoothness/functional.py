@@ -73,8 +73,8 @@ def mean_neighbour_distance(h: Tensor, edge_index: Tensor) -> Tensor:
     edges = edge_index[:, edge_index[0] != edge_index[1]]
     total = h.new_zeros(())
     for block in _blocks(edges.size(1), h.size(-1)):
-        source, target = edges[:, block]
-        total = total + (h.index_select(0, source) - h.index_select(0, target)).norm(dim=-1).sum()
+        of_source, of_target = _rows_at(h, edges[:, block])
+        total = total + (of_source - of_target).norm(dim=-1).sum()
     return total / max(edges.size(1), 1)
 
 
@@ -82,6 +82,11 @@ def _blocks(edges: int, width: int) -> Iterator[slice]:
     """Ranges of edges whose features have at most ``BLOCK`` elements."""
     step = max(BLOCK // max(width, 1), 1)
     return (slice(start, start + step) for start in range(0, edges, step))
+
+
+def _rows_at(h: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the sources and of the targets; ``index_select`` is several times faster than ``h[edges]``."""
+    return h.index_select(0, edges[0]), h.index_select(0, edges[1])
 
 
 class _EdgeProducts(torch.autograd.Function):
@@ -92,8 +97,8 @@ class _EdgeProducts(torch.autograd.Function):
         ctx.save_for_backward(h, edge_index, edge_weight)
         total = h.new_zeros(())
         for block in _blocks(edge_index.size(1), h.size(-1)):
-            source, target = edge_index[:, block]
-            total += edge_weight[block] @ (h.index_select(0, source) * h.index_select(0, target)).sum(dim=-1)
+            of_source, of_target = _rows_at(h, edge_index[:, block])
+            total += edge_weight[block] @ (of_source * of_target).sum(dim=-1)
         return total
 
     @staticmethod
@@ -103,14 +108,12 @@ class _EdgeProducts(torch.autograd.Function):
         of_weight = torch.zeros_like(edge_weight) if ctx.needs_input_grad[2] else None
         for block in _blocks(edge_index.size(1), h.size(-1)):
             source, target = edge_index[:, block]
+            of_source, of_target = _rows_at(h, edge_index[:, block])
             weight = (edge_weight[block] * gradients[0]).unsqueeze(-1)
             if of_h is not None:
-                of_h.index_add_(0, source, weight * h.index_select(0, target))
-                of_h.index_add_(0, target, weight * h.index_select(0, source))
+                of_h.index_add_(0, source, weight * of_target).index_add_(0, target, weight * of_source)
             if of_weight is not None:
-                of_weight[block] = gradients[0] * (h.index_select(0, source) * h.index_select(0, target)).sum(
-                    dim=-1
-                )
+                of_weight[block] = gradients[0] * (of_source * of_target).sum(dim=-1)
         return of_h, None, of_weight
 
 
@@ -122,8 +125,8 @@ class _SquaredDifferences(torch.autograd.Function):
         ctx.save_for_backward(u, edge_index)
         total = u.new_zeros(())
         for block in _blocks(edge_index.size(1), u.size(-1)):
-            source, target = edge_index[:, block]
-            total += (u.index_select(0, source) - u.index_select(0, target)).square().sum()
+            of_source, of_target = _rows_at(u, edge_index[:, block])
+            total += (of_source - of_target).square().sum()
         return total
 
     @staticmethod
@@ -132,6 +135,7 @@ class _SquaredDifferences(torch.autograd.Function):
         of_u = torch.zeros_like(u)
         for block in _blocks(edge_index.size(1), u.size(-1)):
             source, target = edge_index[:, block]
-            slope = (u.index_select(0, source) - u.index_select(0, target)) * (2 * gradients[0])
+            of_source, of_target = _rows_at(u, edge_index[:, block])
+            slope = (of_source - of_target) * (2 * gradients[0])
             of_u.index_add_(0, source, slope).index_add_(0, target, -slope)
         return of_u, None
