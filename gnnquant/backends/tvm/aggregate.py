@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SLICE = 32768
 """Edges whose sums fit 32 bits at any width: 32768 * 127 * 510 < 2^31."""
+RUNS = {8: 64, 4: 16, 2: 64}
+"""Edges of a run by stored bits: of packed codes, as many as 16-bit sums are exact for."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
 
 
@@ -127,7 +129,6 @@ class _WeightedSum:
     def _edge_weights(self, first: Any, degree: Any) -> None:
         """8-bit edge weights (as int32, in the memory of floats), their sums and units."""
         kernel, b, heads = self.kernel, self.kernel.b, self.heads
-        row_lines = range(0, self.layout.row_bytes, LINE)
         if self.constant:
             scale = np.float32(self.source.attrs["scale"])
             weight, step = _constant_weight(scale)
@@ -144,9 +145,6 @@ class _WeightedSum:
         with b.loop(degree) as k:
             e = b.let(first + k)
             j = b.let(self.indices[e])
-            ahead = b.let(self.indices[e + AHEAD])
-            for line in row_lines:
-                b.prefetch(self.codes[ahead, line])
 
             def value(h: Any) -> None:
                 weight = self._weight(e, h)
@@ -202,18 +200,45 @@ class _WeightedSum:
         return self.layout.head(group) // (self.layout.heads // self.heads)
 
     def _accumulate(self, start: Any, count: Any) -> None:
-        """Sums of codes times weights over ``count`` edges into the int32 row."""
-        if self.layout.bits == 8:
-            self._accumulate_bytes(start, count)
-        else:
-            self._accumulate_packed(start, count)
+        """Sums of codes times weights over ``count`` edges into the int32 row.
 
-    def _accumulate_bytes(self, start: Any, count: Any) -> None:
+        A run of edges at a time, all columns of it: what later columns read is still in cache.
+        """
+        run = RUNS[self.layout.bits]
+        self._run(start, tirx.min(count, const(run)), False)
+        with self.kernel.b.loop(tirx.max((count + (run - 1)) // run - 1, 0)) as more:
+            begin = self.kernel.b.let((more + 1) * run)
+            self._run(start + begin, tirx.min(const(run), count - begin), True)
+
+    def _run(self, start: Any, count: Any, add: bool) -> None:
+        """A run of edges, whose sums replace those in the int32 row or are added to them."""
+        if self.layout.bits != 8:
+            self._run_packed(start, count, add)
+        elif (
+            self.heads == 1
+            and self.layout.lanes == self.kernel.lanes
+            and self.kernel.machine.words
+            and self.layout.groups % 4 == 0
+        ):
+            self._run_pairs(start, count, add)
+        else:
+            self._run_bytes(start, count, add)
+
+    def _ask(self, e: Any, first: Any, size: int) -> None:
+        """Prefetch ``size`` bytes of the row of an edge that comes later."""
+        b = self.kernel.b
+        ahead = b.let(self.indices[e + AHEAD])
+        for line in range(0, size, LINE):
+            b.prefetch(self.codes[ahead, first + line])
+
+    def _sum(self, value: Any, place: Any, lanes: int, add: bool) -> None:
+        if add:
+            value = value + self.kernel.load("int32", place, lanes)
+        self.kernel.save("int32", value, place, lanes)
+
+    def _run_bytes(self, start: Any, count: Any, add: bool) -> None:
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         groups = self.layout.groups
-        if self.heads == 1 and lanes == kernel.lanes and kernel.machine.words and groups % 4 == 0:
-            self._accumulate_pairs(start, count)
-            return
         together = _divisor(groups, 8)
         pairs = lanes == kernel.lanes and kernel.machine.words
 
@@ -224,6 +249,7 @@ class _WeightedSum:
             with b.loop(count) as k:
                 e = b.let(start + k)
                 j = b.let(self.indices[e])
+                self._ask(e, index * together * lanes, together * lanes)
                 weight: Any = None
                 for g in range(together):
                     group = index * together + g
@@ -237,12 +263,11 @@ class _WeightedSum:
                         term = u * weight
                     b.store(acc, acc[g] + term, g)
             for g in range(together):
-                place = self.narrow + (index * together + g) * lanes
-                kernel.save("int32", acc[g], place, lanes)
+                self._sum(acc[g], self.narrow + (index * together + g) * lanes, lanes, add)
 
         kernel.each(groups // together, block)
 
-    def _accumulate_pairs(self, start: Any, count: Any) -> None:
+    def _run_pairs(self, start: Any, count: Any, add: bool) -> None:
         """Bytes of two edges at a time: interleaved, then widened, so that one product adds both."""
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         width = 4 * lanes
@@ -261,6 +286,8 @@ class _WeightedSum:
                 both = 2 * pair + 1 < count
                 e2 = b.let(tirx.min(e + 1, start + count - 1))
                 j, j2 = b.let(self.indices[e]), b.let(self.indices[e2])
+                for edge in (e, e2):
+                    self._ask(edge, first, steps * width)
                 upper = choose(both, shift_left(self._code(e2, 0), 16, "int32", 1), const(0))
                 weights = (self._code(e, 0) & const(0xFFFF)) | upper
                 weight = b.let(reinterpret(splat(weights, lanes), "int16", 2 * lanes))
@@ -276,66 +303,47 @@ class _WeightedSum:
             for step in range(steps):
                 values = [b.let(acc[4 * step + i]) for i in range(4)]
                 for part, value in enumerate(_in_order(values, lanes)):
-                    kernel.save("int32", value, self.narrow + first + step * width + part * lanes, lanes)
+                    self._sum(value, self.narrow + first + step * width + part * lanes, lanes, add)
 
         kernel.each(self.layout.groups // (4 * steps), block)
 
-    def _accumulate_packed(self, start: Any, count: Any) -> None:
+    def _run_packed(self, start: Any, count: Any, add: bool) -> None:
         kernel, b, layout = self.kernel, self.kernel.b, self.layout
-        lanes, per = layout.lanes, layout.per_chunk
-        # products of a code and a weight that fit 16 bits when added
-        run = 16 if layout.bits == 4 else 64
+        lanes, per, size = layout.lanes, layout.per_chunk, layout.chunk_bytes
         together = 1 if per == 8 or layout.chunks % 2 else 2
         mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
 
         def block(index: Any) -> None:
             acc = b.registers(together * per, "int16", lanes)
             base = self.narrow + index * (together * per * lanes)
-
-            def groups(body: Any) -> None:
+            groups = [(c, i) for c in range(together) for i in range(per)]
+            for c, i in groups:
+                b.store(acc, splat(const(0, "int16"), lanes), c * per + i)
+            with b.loop(count) as k:
+                e = b.let(start + k)
+                j = b.let(self.indices[e])
+                self._ask(e, index * together * size, together * size)
+                weight: Any = None
                 for c in range(together):
+                    chunk = index * together + c
+                    data = self.codes[j, span(chunk * size, size)]
+                    words = b.let(reinterpret(data, "uint16", lanes))
                     for i in range(per):
-                        body(c, i)
-
-            def some(first: Any, number_: Any, add: bool) -> None:
-                groups(lambda c, i: b.store(acc, splat(const(0, "int16"), lanes), c * per + i))
-                with b.loop(number_) as k:
-                    e = b.let(first + k)
-                    j = b.let(self.indices[e])
-                    weight: Any = None
-                    for c in range(together):
-                        chunk = index * together + c
-                        size = layout.chunk_bytes
-                        data = self.codes[j, span(chunk * size, size)]
-                        words = b.let(reinterpret(data, "uint16", lanes))
-                        for i in range(per):
-                            if weight is None or self.heads > 1:
-                                code = self._code(e, chunk * per + i)
-                                weight = b.let(splat(cast(code, "int16"), lanes))
-                            u = shift_right(words, i * layout.bits, "uint16", lanes)
-                            if i < per - 1:
-                                u = u & mask
-                            term = reinterpret(u, "int16", lanes) * weight
-                            b.store(acc, acc[c * per + i] + term, c * per + i)
-
-                def widen(c: int, i: int) -> None:
-                    parts = min(lanes, kernel.lanes)
-                    for part in range(0, lanes, parts):
-                        value = acc[c * per + i]
-                        if parts < lanes:
-                            value = shuffle([value], range(part, part + parts))
-                        value = cast(value, "int32", parts)
-                        place = base + (c * per + i) * lanes + part
-                        if add:
-                            value = value + kernel.load("int32", place, parts)
-                        kernel.save("int32", value, place, parts)
-
-                groups(widen)
-
-            some(start, tirx.min(count, const(run)), False)
-            with b.loop(tirx.max((count + (run - 1)) // run - 1, 0)) as more:
-                begin = b.let((more + 1) * run)
-                some(start + begin, tirx.min(const(run), count - begin), True)
+                        if weight is None or self.heads > 1:
+                            code = self._code(e, chunk * per + i)
+                            weight = b.let(splat(cast(code, "int16"), lanes))
+                        u = shift_right(words, i * layout.bits, "uint16", lanes)
+                        if i < per - 1:
+                            u = u & mask
+                        term = reinterpret(u, "int16", lanes) * weight
+                        b.store(acc, acc[c * per + i] + term, c * per + i)
+            parts = min(lanes, kernel.lanes)
+            for c, i in groups:
+                for part in range(0, lanes, parts):
+                    value = acc[c * per + i]
+                    if parts < lanes:
+                        value = shuffle([value], range(part, part + parts))
+                    self._sum(cast(value, "int32", parts), base + (c * per + i) * lanes + part, parts, add)
 
         kernel.each(layout.chunks // together, block)
 

@@ -337,29 +337,34 @@ def _sparse(
 ) -> None:
     """Skip zero codes where most codes of the block are zero, else do all."""
     b = kernel.b
-    pitch = round_up(layout.inputs + 16, 32)
-    index = kernel.reserve("uint16", q.size * pitch)
-    value = kernel.reserve("uint8" if layout.group == 4 else "uint16", q.size * pitch)
-    count = kernel.reserve("int32", q.size)
+    dtype = "uint8" if layout.group == 4 else "uint16"
+    index = kernel.reserve("uint16", layout.inputs + 16)
+    value = kernel.reserve(dtype, layout.inputs + 16)
+    parts = -(-layout.inputs // MASKED)
+    masks = kernel.reserve("int64", q.size * parts) if kernel.machine.words else None
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
 
-    def scan(r: Any) -> None:
-        _compress(kernel, q, layout, r, index + r * pitch, value + r * pitch, count + r)
-        b.store(found, found[0] + kernel.load("int32", count + r), 0)
+    def count(r: Any) -> None:
+        start = q.start + r * q.stride
+        if masks is None:
+            with b.loop(layout.inputs) as k:
+                code = kernel.load("uint8", start + k)
+                b.store(found, found[0] + choose(code != const(0, "uint8"), const(1), const(0)), 0)
+            return
+        with b.loop(parts) as part:
+            mask = b.let(_nonzero(kernel, start + part * MASKED))
+            kernel.save("int64", mask, masks + r * parts + part)
+            b.store(found, found[0] + _ones(mask), 0)
 
-    _each_row(kernel, q, scan)
+    _each_row(kernel, q, count)
 
     def skip() -> None:
         def row(r: Any) -> None:
-            pairs = b.let((kernel.load("int32", count + r) + 1) // 2)
-            _pairs(
-                kernel,
-                layout,
-                name,
-                (reach if layout.group == 4 else 0),
-                (index + r * pitch, value + r * pitch, pairs, total + r * stride),
-            )
+            mine = None if masks is None else masks + r * parts
+            pairs = _compress(kernel, layout, q.start + r * q.stride, mine, index, value)
+            reach_ = reach if layout.group == 4 else 0
+            _pairs(kernel, layout, name, reach_, (index, value, pairs, total + r * stride))
 
         _each_row(kernel, q, row)
 
@@ -370,22 +375,34 @@ def _sparse(
     )
 
 
+def _ones(mask: Any) -> Any:
+    """How many bits of an int64 are set."""
+    return cast(intrinsic("llvm.ctpop.i64", "int64", mask), "int32")
+
+
 def _compress(
-    kernel: RowKernel, q: Codes, layout: WeightLayout, r: Any, index: Any, value: Any, count: Any
-) -> None:
-    """Positions and values of the codes of row r that are not 0, padded to a pair."""
+    kernel: RowKernel, layout: WeightLayout, start: Any, masks: Any, index: Any, value: Any
+) -> Any:
+    """Positions and values of the codes that are not 0, padded to a pair; the number of pairs.
+
+    Args:
+        kernel: Where.
+        layout: Of the weight.
+        start: Of the codes.
+        masks: Of the bits that say which are not 0; None where nobody has found them.
+        index: Where positions go.
+        value: Where values go.
+    """
     b = kernel.b
     dtype = "uint8" if layout.group == 4 else "uint16"
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
-    start = q.start + r * q.stride
-    if kernel.machine.words:
-        # bit i of a mask says that byte i is not 0
+    if masks is not None:
         mask = b.registers(1, "int64")
         with b.loop(-(-layout.inputs // MASKED)) as part:
-            b.store(mask, _nonzero(kernel, start + part * MASKED), 0)
+            b.store(mask, kernel.load("int64", masks + part), 0)
             place = b.let(found[0])
-            total = b.let(cast(intrinsic("llvm.ctpop.i64", "int64", mask[0]), "int32"))
+            total = b.let(_ones(mask[0]))
             # a fixed number at a time, so that the loop ends where it is expected to; what is written
             # beyond the last one is overwritten or not read
             with b.loop((total + (BATCH - 1)) // BATCH) as batch:
@@ -404,9 +421,9 @@ def _compress(
             kernel.save("uint16", cast(k, "uint16"), index + place)
             kernel.save(dtype, cast(code, dtype), value + place)
             b.store(found, place + choose(code != const(0, "uint8"), const(1), const(0)), 0)
-    kernel.save("int32", found[0], count)
     kernel.save("uint16", const(0, "uint16"), index + found[0])
     kernel.save(dtype, const(0, dtype), value + found[0])
+    return b.let((found[0] + 1) // 2)
 
 
 def _nonzero(kernel: RowKernel, start: Any) -> Any:
