@@ -15,10 +15,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
-def interleaved_medians(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 50, seconds: float = 5.0
-) -> dict[str, float]:
-    """Median milliseconds of each call, all of them measured in turns.
+def interleaved_times(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 50, seconds: float = 5.0, pause: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of every measurement of each call, all of them measured in turns.
 
     Turns put a slow moment of the machine on every contestant alike.
 
@@ -26,9 +26,10 @@ def interleaved_medians(
         calls: Name -> what to time.
         rounds: Measurements of each call.
         seconds: Stop after this time, but not before 5 rounds.
+        pause: Seconds of rest before each measurement, in which the threads of the last one go to sleep.
 
     Returns:
-        Name -> median latency in milliseconds.
+        Name -> latencies in milliseconds, in order.
     """
     for _ in range(WARM_UP_ROUNDS):
         for call in calls.values():
@@ -39,10 +40,20 @@ def interleaved_medians(
         if number >= 5 and time.perf_counter() > end:
             break
         for name, call in calls.items():
+            if pause:
+                time.sleep(pause)
             start = time.perf_counter()
             call()
-            measured[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in measured.items()}
+            measured[name].append(1e3 * (time.perf_counter() - start))
+    return measured
+
+
+def interleaved_medians(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 50, seconds: float = 5.0
+) -> dict[str, float]:
+    """Median milliseconds of each call, measured as :func:`interleaved_times` does."""
+    measured = interleaved_times(calls, rounds=rounds, seconds=seconds)
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def keep_freed_memory() -> None:

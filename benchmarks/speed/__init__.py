@@ -1,0 +1,1 @@
+"""How fast compiled models are, beside the strongest float rivals, in one process."""

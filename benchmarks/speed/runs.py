@@ -1,0 +1,198 @@
+"""One row of the table: all contestants for a model on a graph, in one process, in turns."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import gnnquant
+from benchmarks.report import code_state
+from benchmarks.speed.graphs import load
+from benchmarks.speed.memory import available_bytes, peak_bytes
+from benchmarks.speed.models import MODELS
+from benchmarks.speed.rivals import SortedModel
+from gnnquant.config import FLOAT_BITS
+from gnnquant.timing import interleaved_times
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+WIDTHS = (8, 4, 2)
+OWN = {FLOAT_BITS: "own FP32", **{bits: f"INT{bits}" for bits in WIDTHS}}
+EAGER, COMPILED, SORTED, HALF = "PyG eager", "torch.compile", "torch CSR", "torch CSR, bf16 products"
+FLOAT_RIVALS = (EAGER, COMPILED, SORTED, OWN[FLOAT_BITS])
+"""The strongest of these is what speed-ups refer to; with bf16 it is another model, and told apart."""
+CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, *OWN.values())
+SOURCES = ("gnnquant/backends/tvm/*.py", "gnnquant/runtime/*.py", "benchmarks/speed/r*.py")
+"""What decides about speed."""
+TOLERANCE = {HALF: 0.05}
+"""Largest difference to eager PyG in units of the largest score; 1e-4 in float32."""
+SPARE = 0.8
+"""Share of the available memory that a message-passing rival may be expected to need."""
+PAUSE = 5e-3
+"""Seconds after which threads that wait for work have gone to sleep."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run is.
+
+    Attributes:
+        model: A name from ``MODELS``.
+        graph: A name from ``GRAPHS``.
+        threads: Of every contestant.
+        seconds: Time of the measurement (5 rounds at least).
+    """
+
+    model: str
+    graph: str
+    threads: int
+    seconds: float = 20.0
+
+    @property
+    def key(self) -> str:
+        """Name of the result's file."""
+        return f"{self.graph}-{self.model}-threads{self.threads}"
+
+
+def perform(run: Run) -> dict[str, Any]:
+    """Do one run.
+
+    Returns:
+        ``rows``: by contestant ``times`` (milliseconds), ``median``, ``peak`` (bytes of memory beyond
+        inputs, weights and the prepared graph), ``difference`` to eager PyG in units of its largest
+        score; of ours also ``compile_s``, ``prepare_ms`` and ``bytes`` of the artifact; or ``skipped``:
+        why it was not measured. Of the graph: ``nodes``, ``edges``, ``features``. ``code``: state of
+        the code.
+
+    Raises:
+        AssertionError: A contestant computes something else, or compiled integers are not those of the
+            reference.
+    """
+    torch.set_num_threads(run.threads)
+    x, edge_index, classes = load(run.graph)
+    model = MODELS[run.model].build(x.size(1), classes)
+    rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
+    calls = _rivals(model, x, edge_index, rows)
+    quantized = {name: _quantized(model, x, edge_index, bits) for bits, name in OWN.items()}
+    for name, q in quantized.items():
+        calls[name] = _own(q, run.threads, x, edge_index, rows[name])
+    for name, call in calls.items():
+        rows[name]["peak"] = peak_bytes(call)
+    _compare(calls, rows)
+    for bits in WIDTHS:
+        wanted: Tensor = gnnquant.compile(quantized[OWN[bits]], target="reference")(x, edge_index)
+        assert torch.equal(calls[OWN[bits]](), wanted), f"{OWN[bits]} differs from the reference"
+    pause = PAUSE if run.threads > 1 else 0.0
+    for name, times in interleaved_times(calls, seconds=run.seconds, pause=pause).items():
+        rows[name] |= {"times": [round(value, 4) for value in times], "median": statistics.median(times)}
+    return {
+        "rows": rows,
+        "nodes": x.size(0),
+        "edges": edge_index.size(1),
+        "features": x.size(1),
+        "code": code_state(*SOURCES),
+    }
+
+
+def _rivals(
+    model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]]
+) -> dict[str, Callable[[], Tensor]]:
+    """What is timed of others; facts about their making go to ``rows``."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+
+    @torch.inference_mode()
+    def eager() -> Tensor:
+        scores: Tensor = model(x, edge_index)
+        return scores
+
+    # each edge's message, and the copy of it that has a weight
+    needed = 2 * edge_index.size(1) * _widest(model, x) * 4
+    if needed < SPARE * available_bytes():
+        calls[EAGER] = eager
+        torch._dynamo.reset()
+        compiled_model = torch.compile(copy.deepcopy(model), dynamic=False)
+
+        @torch.inference_mode()
+        def compiled_by_torch() -> Tensor:
+            scores: Tensor = compiled_model(x, edge_index)
+            return scores
+
+        start = time.perf_counter()
+        try:
+            compiled_by_torch()
+        except Exception as error:  # a compiler of others may fail in any way
+            rows[COMPILED]["skipped"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        else:
+            calls[COMPILED] = compiled_by_torch
+            rows[COMPILED]["compile_s"] = round(time.perf_counter() - start, 2)
+    else:
+        reason = f"messages of {needed / 2**30:.0f} GiB do not fit the memory"
+        rows[EAGER]["skipped"] = rows[COMPILED]["skipped"] = reason
+    for name, dense in ((SORTED, torch.float32), (HALF, torch.bfloat16)):
+        start = time.perf_counter()
+        rival = SortedModel(model, edge_index, x.size(0), dense)
+        rows[name]["prepare_ms"] = round(1e3 * (time.perf_counter() - start), 2)
+        calls[name] = lambda rival=rival: rival(x)  # type: ignore[misc]
+    return calls
+
+
+def _widest(model: nn.Module, x: Tensor) -> int:
+    """Numbers of the widest message of an edge."""
+    from torch_geometric.nn import MessagePassing
+
+    found = [1]
+    edges = torch.tensor([[0, 1], [1, 0]])
+    layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
+    hooks = [
+        layer.register_message_forward_hook(lambda _, __, out: found.append(out[0].numel()))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(x[:2], edges)
+    for hook in hooks:
+        hook.remove()
+    return max(found)
+
+
+def _own(
+    q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor, row: dict[str, Any]
+) -> Callable[[], Tensor]:
+    start = time.perf_counter()
+    compiled = gnnquant.compile(q, threads=threads)
+    row["compile_s"] = round(time.perf_counter() - start, 2)
+    start = time.perf_counter()
+    graph = compiled.prepare(edge_index, x.size(0))
+    row["prepare_ms"] = round(1e3 * (time.perf_counter() - start), 2)
+
+    def call() -> Tensor:
+        scores: Tensor = compiled(x, graph)
+        return scores
+
+    return call
+
+
+def _quantized(model: nn.Module, x: Tensor, edge_index: Tensor, bits: int) -> gnnquant.QuantizedModule:
+    q = gnnquant.convert(model, bits=bits)
+    if bits != FLOAT_BITS:
+        gnnquant.calibrate(q, [(x, edge_index)])
+    return q
+
+
+def _compare(calls: dict[str, Callable[[], Tensor]], rows: dict[str, dict[str, Any]]) -> None:
+    """Float contestants against each other; integers were compared with their reference."""
+    truth = calls[OWN[FLOAT_BITS]]()
+    largest = float(truth.abs().max())
+    for name, call in calls.items():
+        difference = float((call() - truth).abs().max()) / largest
+        rows[name]["difference"] = difference
+        if name in FLOAT_RIVALS or name in TOLERANCE:
+            limit = TOLERANCE.get(name, 1e-4)
+            assert difference < limit, f"{name} differs by {difference:.2g} of the largest score"

@@ -1,0 +1,211 @@
+"""From results to a Markdown document and a plot."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import grid, save_svg
+from benchmarks.speed.models import MODELS
+from benchmarks.speed.runs import CONTESTANTS, EAGER, FLOAT_RIVALS, HALF, OWN, WIDTHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+Result = dict[str, Any]
+
+TARGETS: dict[tuple[str, str], tuple[float, float, float]] = {
+    ("gcn256", "PubMed"): (5.0, 6.5, 7.0),
+    ("gcn256", "arxiv-size"): (4.5, 5.5, 7.0),
+    ("gcn64", "arxiv-size"): (2.5, 3.5, 4.5),
+    ("gcn256", "dense"): (4.0, 6.0, 8.0),
+    ("smp", "arxiv-size"): (3.0, 5.0, 6.0),
+    ("smp", "dense"): (3.0, 5.0, 6.0),
+    ("gat", "arxiv-size"): (2.0, 2.5, 3.0),
+    ("gcn64", "Cora"): (3.0, 3.0, 2.5),
+}
+"""(model, graph) -> wanted speed-up of INT8, INT4 and INT2 over the strongest float32, 1 thread."""
+EAGER_TARGET = 14.0
+"""Wanted speed-up over eager PyG, on every graph but Cora."""
+SLOWER = 1.05
+"""Fewer bits may take this much longer than more."""
+SCALING = 1.6
+"""Wanted throughput of 2 threads over that of 1 on arxiv-size."""
+
+INTRODUCTION = """\
+# Speed
+
+Written by `python -m benchmarks.speed`; do not edit by hand. Milliseconds of one call: float features in,
+class scores out, the graph prepared before, weights random, ranges calibrated. All contestants of a row run
+in one process, in turns; the figure is the median, the spread half the distance between the quartiles.
+
+- *strongest FP32* is the fastest of eager PyG, `torch.compile`, sorted sparse matrices written by hand
+  (`benchmarks/speed/rivals.py`: CSR products of MKL, normalisation done before, the cheaper order) and our
+  own compiled FP32. Speed-ups refer to it. bf16 products are another model, and told apart.
+- Float contestants agree within 1e-4 (bf16: 5e-2) of the largest score; scores of INT8, INT4 and INT2 are
+  those of the integer reference in every bit. A run where they differ fails.
+- *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.
+"""
+
+
+def document(results: Sequence[Result]) -> str:
+    """The Markdown document."""
+    lines = [INTRODUCTION, _about(results), ""]
+    for graph, threads in dict.fromkeys((r["job"]["graph"], r["job"]["threads"]) for r in results):
+        some = [r for r in results if (r["job"]["graph"], r["job"]["threads"]) == (graph, threads)]
+        lines += ["", *_section(graph, threads, some)]
+    missed = missed_targets(results)
+    lines += ["", "## Targets that are missed", "", *(f"- {line}" for line in missed or ["none"])]
+    return "\n".join(lines) + "\n"
+
+
+def _about(results: Sequence[Result]) -> str:
+    def all_of(values: Iterable[str]) -> str:
+        return "; ".join(sorted(set(values)))
+
+    machines = all_of(result["machine"] for result in results)
+    versions = all_of(", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results)
+    states = len({result["result"]["code"] for result in results})
+    return f"Machine: {machines}. Versions: {versions}. Rows come from {states} state(s) of the code."
+
+
+def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
+    first = results[0]["result"]
+    size = f"{first['nodes']:,} nodes, {first['edges']:,} edges, {first['features']:,} features"
+    summary, details = [], []
+    for result in sorted(results, key=lambda result: list(MODELS).index(result["job"]["model"])):
+        rows, title = result["result"]["rows"], MODELS[result["job"]["model"]].title
+        name, best = strongest(rows)
+        eager = rows[EAGER].get("median")
+        summary.append(
+            [
+                title,
+                f"{best:.2f} ({name})",
+                *(_cell(rows[OWN[bits]].get("median"), best) for bits in WIDTHS),
+                " / ".join(_ratio(eager, rows[OWN[bits]].get("median")) for bits in WIDTHS),
+                " / ".join(_mebibytes(rows[OWN[bits]].get("peak")) for bits in OWN),
+            ]
+        )
+        details.append([title, *(_measured(rows[contestant]) for contestant in CONTESTANTS)])
+    widths = [OWN[bits] for bits in WIDTHS]
+    own = " / ".join(OWN.values())
+    heading = ["model", "strongest FP32", *widths, f"{' / '.join(widths)} over eager", f"MiB of {own}"]
+    return [
+        f"## {graph}, {threads} thread{'s' if threads > 1 else ''}",
+        "",
+        f"{size}.",
+        "",
+        *grid(heading, summary),
+        "",
+        *grid(["model", *CONTESTANTS], details),
+        *(f"\n{title}: {reason}" for title, reason in _skipped(results)),
+    ]
+
+
+def strongest(rows: dict[str, dict[str, Any]]) -> tuple[str, float]:
+    """Name and milliseconds of the fastest float32 contestant."""
+    known = {name: rows[name]["median"] for name in FLOAT_RIVALS if "median" in rows.get(name, {})}
+    name = min(known, key=lambda name: known[name])
+    return name, known[name]
+
+
+def missed_targets(results: Sequence[Result]) -> list[str]:
+    """A line for each target that is not reached."""
+    found = []
+    for result in results:
+        job, rows = result["job"], result["result"]["rows"]
+        name, best = strongest(rows)
+        times = {bits: rows[OWN[bits]].get("median") for bits in WIDTHS}
+        where = f"{MODELS[job['model']].title}, {job['graph']}, {job['threads']} thread(s)"
+        wanted = TARGETS.get((job["model"], job["graph"])) if job["threads"] == 1 else None
+        for bits, least in zip(WIDTHS, wanted or (), strict=False):
+            if times[bits] and best / times[bits] < least:
+                found.append(f"{where}: {OWN[bits]} {best / times[bits]:.2f}x of {name}, wanted {least}x")
+        eager = rows[EAGER].get("median")
+        found += [
+            f"{where}: {OWN[bits]} {eager / times[bits]:.1f}x of eager, wanted {EAGER_TARGET:g}x"
+            for bits in WIDTHS
+            if eager and times[bits] and job["graph"] != "Cora" and eager / times[bits] < EAGER_TARGET
+        ]
+        for more, fewer in itertools.pairwise(WIDTHS):
+            if times[more] and times[fewer] and times[fewer] > SLOWER * times[more]:
+                found.append(f"{where}: {OWN[fewer]} takes {times[fewer] / times[more]:.2f} of {OWN[more]}")
+    return [*found, *_missed_scaling(results)]
+
+
+def _missed_scaling(results: Sequence[Result]) -> list[str]:
+    medians = {
+        (r["job"]["model"], bits, r["job"]["threads"]): r["result"]["rows"][OWN[bits]].get("median")
+        for r in results
+        for bits in WIDTHS
+        if r["job"]["graph"] == "arxiv-size"
+    }
+    found = []
+    for (model, bits, threads), two in medians.items():
+        one = medians.get((model, bits, 1))
+        if threads == 2 and one and two and one / two < SCALING:
+            found.append(
+                f"{MODELS[model].title}, arxiv-size: {OWN[bits]} {one / two:.2f}x with 2 threads, "
+                f"wanted {SCALING}x"
+            )
+    return found
+
+
+def plot(results: Sequence[Result], folder: Path) -> list[Path]:
+    """A plot per graph: speed-up over the strongest float32 on one thread, by model."""
+    from matplotlib.figure import Figure
+
+    written = []
+    single = [result for result in results if result["job"]["threads"] == 1]
+    for graph in dict.fromkeys(result["job"]["graph"] for result in single):
+        rows = {r["job"]["model"]: r["result"]["rows"] for r in single if r["job"]["graph"] == graph}
+        models = [model for model in MODELS if model in rows]
+        figure = Figure(figsize=(1.4 * len(models) + 1.5, 3), layout="constrained")
+        axis = figure.subplots()
+        shown = [*(OWN[bits] for bits in WIDTHS), HALF]
+        width = 1 / (len(shown) + 1)
+        for number, name in enumerate(shown):
+            speedups = [
+                strongest(rows[model])[1] / rows[model][name].get("median", float("inf")) for model in models
+            ]
+            shift = (number - (len(shown) - 1) / 2) * width
+            axis.bar([place + shift for place in range(len(models))], speedups, width, label=name)
+        axis.axhline(1, color="black", linestyle=":", linewidth=1)
+        axis.set_xticks(range(len(models)), [MODELS[model].title for model in models], fontsize=7)
+        axis.set_ylabel("speed-up over strongest FP32")
+        axis.set_title(f"{graph}, 1 thread", fontsize=9)
+        axis.legend(fontsize=6)
+        path = folder / f"speed-{graph}.svg"
+        save_svg(figure, path)
+        written.append(path)
+    return written
+
+
+def _skipped(results: Sequence[Result]) -> list[tuple[str, str]]:
+    return [
+        (f"{MODELS[result['job']['model']].title}, {name}", row["skipped"])
+        for result in results
+        for name, row in result["result"]["rows"].items()
+        if "skipped" in row
+    ]
+
+
+def _cell(value: float | None, best: float) -> str:
+    return "–" if value is None else f"{value:.2f} ({best / value:.2f}x)"
+
+
+def _ratio(value: float | None, by: float | None) -> str:
+    return "–" if value is None or by is None else f"{value / by:.1f}x"
+
+
+def _mebibytes(value: int | None) -> str:
+    return "–" if value is None else f"{value / 2**20:.0f}"
+
+
+def _measured(row: dict[str, Any]) -> str:
+    if "times" not in row:
+        return "–"
+    low, _, high = statistics.quantiles(row["times"], n=4)
+    return f"{row['median']:.2f} ± {(high - low) / 2:.2f}"

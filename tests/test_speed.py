@@ -1,0 +1,97 @@
+"""``python -m benchmarks.speed``: rivals that compute the same, graphs of the size they claim, the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.speed.graphs import PowerLaw
+from benchmarks.speed.memory import peak_bytes, read_bandwidth
+from benchmarks.speed.models import MODELS
+from benchmarks.speed.rivals import SortedModel
+from benchmarks.speed.runs import CONTESTANTS, EAGER, OWN, SORTED, Run, _widest
+from benchmarks.speed.table import document, missed_targets, plot, strongest
+from tests import zoo
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("edges", [0, 300])
+def test_the_sorted_rival_computes_what_the_model_does(name: str, edges: int) -> None:
+    data = zoo.random_graph(60, edges, seed=1)
+    model = MODELS[name].build(zoo.FEATURES, 5)
+    with torch.no_grad():
+        wanted = model(data.x, data.edge_index)
+    rival = SortedModel(model, data.edge_index, 60)
+    torch.testing.assert_close(rival(data.x), wanted, rtol=1e-4, atol=1e-5)
+    halved = SortedModel(model, data.edge_index, 60, torch.bfloat16)(data.x)
+    assert 0 < float((halved - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
+def test_a_random_graph_has_the_size_it_claims_and_hubs() -> None:
+    law = PowerLaw(nodes=2000, edges=20_000, features=3, classes=4)
+    x, edges = law.draw()
+    assert x.shape == (2000, 3)
+    assert edges.shape == (2, 20_000)
+    assert torch.equal(edges[:, :10_000], edges.flip(0)[:, 10_000:])
+    degree = torch.bincount(edges[1], minlength=2000)
+    assert degree.max() > 10 * degree.float().mean()
+    assert torch.equal(law.draw()[1], edges)
+
+
+def test_the_widest_message_is_that_of_the_layer_that_sends_most() -> None:
+    x = torch.rand(5, 300)
+    assert _widest(MODELS["gcn64"].build(300, 5), x) == 64
+    assert _widest(MODELS["sage64"].build(300, 5), x) == 300
+    assert _widest(MODELS["gat"].build(300, 5), x) == 64
+
+
+def test_the_peak_of_a_call_is_what_it_allocates() -> None:
+    peak = peak_bytes(lambda: torch.ones(32, 2**20).sum())
+    if peak is None:
+        pytest.skip("this kernel does not tell the peak of memory")
+    assert 0.9 * 2**27 < peak < 1.3 * 2**27  # the kernel counts by threads, and late
+
+
+def test_bandwidth_is_positive() -> None:
+    assert read_bandwidth(2**16, seconds=0.01) > 0
+
+
+def row(median: float, **more: Any) -> dict[str, Any]:
+    return {"median": median, "times": [median * f for f in (0.9, 1, 1, 1.1)], "peak": 2**20, **more}
+
+
+def result(model: str, graph: str, threads: int, **times: float) -> dict[str, Any]:
+    names = {"eager": EAGER, "sorted": SORTED, "own": OWN[32], "int8": OWN[8], "int4": OWN[4], "int2": OWN[2]}
+    rows = {name: {"skipped": "too large"} for name in CONTESTANTS}
+    rows |= {names[short]: row(median) for short, median in times.items()}
+    return {
+        "job": {"model": model, "graph": graph, "threads": threads},
+        "result": {"rows": rows, "nodes": 10, "edges": 20, "features": 3, "code": "c"},
+        "machine": "M x2",
+        "versions": {"torch": "2"},
+    }
+
+
+def test_speed_ups_refer_to_the_strongest_float(tmp_path: Path) -> None:
+    results = [
+        result("gcn256", "PubMed", 1, eager=300, sorted=100, own=120, int8=20, int4=18, int2=19),
+        result("gcn64", "arxiv-size", 1, eager=300, sorted=100, own=90, int8=20, int4=20, int2=20),
+        result("gcn64", "arxiv-size", 2, sorted=100, own=90, int8=10, int4=16, int2=11),
+    ]
+    assert strongest(results[0]["result"]["rows"]) == (SORTED, 100)
+    text = document(results)
+    assert "100.00 (torch CSR)" in text
+    assert "20.00 (5.00x)" in text
+    missed = "\n".join(missed_targets(results))
+    assert "INT8 5.00x" not in missed
+    assert "PubMed, 1 thread(s): INT4 5.56x of torch CSR, wanted 6.5x" in missed
+    assert "INT4 takes 1.60 of INT8" in missed
+    assert "INT4 1.25x with 2 threads, wanted 1.6x" in missed
+    assert "INT8 2.00x with 2 threads" not in missed
+    assert [path.name for path in plot(results, tmp_path)] == ["speed-PubMed.svg", "speed-arxiv-size.svg"]
+
+
+def test_runs_have_files_of_their_own() -> None:
+    keys = {Run(model, "Cora", threads).key for model in MODELS for threads in (1, 2)}
+    assert len(keys) == 2 * len(MODELS)
