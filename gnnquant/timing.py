@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 WARM_UP_ROUNDS = 3
+LEAST_ROUNDS = 5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 def interleaved_times(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 50, seconds: float = 5.0, pause: float = 0.0
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 50,
+    seconds: float = 5.0,
+    warm_up: int = WARM_UP_ROUNDS,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Milliseconds of every measurement of each call, all of them measured in turns.
 
@@ -24,27 +30,29 @@ def interleaved_times(
 
     Args:
         calls: Name -> what to time.
-        rounds: Measurements of each call.
-        seconds: Stop after this time, but not before 5 rounds.
+        rounds: Most measurements of a call.
+        seconds: Time for all; a call that has used up its equal share rests, but not before its fifth turn.
+        warm_up: Calls before the first measurement.
         pause: Seconds of rest before each measurement, in which the threads of the last one go to sleep.
 
     Returns:
         Name -> latencies in milliseconds, in order.
     """
-    for _ in range(WARM_UP_ROUNDS):
+    for _ in range(warm_up):
         for call in calls.values():
             call()
     measured: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    for number in range(rounds):
-        if number >= 5 and time.perf_counter() > end:
-            break
+    share = 1e3 * seconds / max(len(calls), 1)
+    for _ in range(rounds):
         for name, call in calls.items():
+            times = measured[name]
+            if len(times) >= LEAST_ROUNDS and sum(times) > share:
+                continue
             if pause:
                 time.sleep(pause)
             start = time.perf_counter()
             call()
-            measured[name].append(1e3 * (time.perf_counter() - start))
+            times.append(1e3 * (time.perf_counter() - start))
     return measured
 
 

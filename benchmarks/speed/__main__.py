@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--graphs", choices=GRAPHS, default=list(GRAPHS), nargs="+", metavar="NAME")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=[1, 2], nargs="+")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each row, 5 rounds at least")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time of each row")
     parser.add_argument("--show", action="store_true", help="run nothing, write what is known")
     default = Path(os.environ.get("GNNQUANT_RESULTS", "results")) / "speed"
     parser.add_argument("--results", type=Path, default=default, help="folder of the JSON files")
