@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnnquant.errors import InputError
+from gnnquant.folders import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def load_dataset(name: str, data_root: str | os.PathLike[str] | None = None) -> 
     if name not in DATASETS:
         raise InputError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}")
     given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    return downloaded(name, Path(given).expanduser() if given else _cache())
+    return downloaded(name, Path(given).expanduser() if given else cache_folder("planetoid"))
 
 
 def digits() -> Data:
@@ -191,7 +192,7 @@ def _writable(folder: Path) -> bool:
 
 def _copied(name: str, source: Path) -> Path:
     """Copy the raw files into the cache, unless they are there; returns the new root."""
-    root = _cache()
+    root = cache_folder("planetoid")
     target = root / name
     same = all(_same(source / file, target / "raw" / file) for file in raw_files(name))
     if not same:
@@ -210,11 +211,6 @@ def _same(one: Path, other: Path) -> bool:
         return False
     first, second = one.stat(), other.stat()
     return (first.st_size, first.st_mtime_ns) == (second.st_size, second.st_mtime_ns)
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gnnquant" / "planetoid"
 
 
 def _one_line(error: Exception) -> str:

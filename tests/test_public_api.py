@@ -36,7 +36,7 @@ PUBLIC = {
 
 LEVELS = [
     {"errors"},
-    {"config", "ir", "integer_graph", "exact_math"},
+    {"config", "ir", "integer_graph", "exact_math", "folders"},
     {"quantizers", "tracing", "smoothness", "runtime", "data"},
     {"passes"},
     {"backends", "converter"},

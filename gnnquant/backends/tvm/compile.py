@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm.target import Target, codegen
 
+from gnnquant.backends.tvm.cache import cached
 from gnnquant.backends.tvm.emit import Machine
 from gnnquant.errors import BackendError
 from gnnquant.runtime.host import machine_name, requirements
@@ -21,6 +24,8 @@ CONFIG = {
     # it merges register arrays of different types and then rejects the result
     "tirx.disable_storage_rewrite": True,
 }
+
+LINK_OPTIONS = ["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
 
 
 def resolve_target(target: str | dict[str, Any]) -> dict[str, Any]:
@@ -81,11 +86,29 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
 
 
 def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
-    """Compile, link and strip.
+    """Compile, link and strip, unless this was done before: see ``cache``.
 
     Raises:
         BackendError: Without a C++ compiler.
     """
+    return cached(_recipe(functions, resolved), lambda: _compiled(functions, resolved))
+
+
+def _recipe(functions: dict[str, Any], resolved: dict[str, Any]) -> str:
+    """All that a library depends on. The linker is not part of it: any that works will do."""
+    settings = {
+        "kernels": {name: function.script() for name, function in functions.items()},
+        "target": resolved,
+        "host": str(codegen.llvm_get_system_triple()),
+        "config": CONFIG,
+        "link": LINK_OPTIONS,
+        "tvm": version("apache-tvm"),
+        "llvm": codegen.llvm_version_major(),
+    }
+    return json.dumps(settings, sort_keys=True)
+
+
+def _compiled(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     compiler = compiler or shutil.which("clang++")
     if not compiler:
@@ -94,9 +117,7 @@ def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
         module = tvm.compile(tvm.IRModule(functions), target=Target(resolved))
     with tempfile.TemporaryDirectory(prefix="gnnquant-") as folder:
         path = Path(folder) / "model.so"
-        module.export_library(
-            str(path), cc=compiler, options=["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
-        )
+        module.export_library(str(path), cc=compiler, options=LINK_OPTIONS)
         return path.read_bytes()
 
 
