@@ -80,10 +80,7 @@ def build(graph: IntegerGraph, *, target: str | dict[str, Any] = "llvm", threads
     for kernel in kernels:
         functions[kernel.b.name] = kernel.function()
         calls.append(Call(kernel.b.name, kernel.b.argument_names, per_graph=kernel.b.name in of_graphs))
-    calls = [*_weight_calls(context, functions), *calls]
-    pool = context.pooled()
-    context.constants["constants"] = pool
-    context.add("constants", "float32", pool.shape, "constant")
+    calls = _merged(functions, [*_weight_calls(context, functions), *calls])
     _declare_scratch(context)
     compiler.dump(functions)
     used = {name for call in calls for name in call.arguments}
@@ -195,6 +192,25 @@ def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
             functions[function] = interleave(function, group, context.machine)
         calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}")))
     return calls
+
+
+def _merged(functions: dict[str, Any], calls: list[Call]) -> list[Call]:
+    """Calls of the first of equal functions; the others, which differ in names only, are dropped."""
+    import tvm_ffi
+
+    first: dict[int, list[str]] = {}
+    same: dict[str, str] = {}
+    for name in dict.fromkeys(call.function for call in calls):
+        body = functions[name].without_attr("global_symbol")
+        equals = first.setdefault(tvm_ffi.structural_hash(body), [])
+        for other in equals:
+            if tvm_ffi.structural_equal(body, functions[other].without_attr("global_symbol")):
+                same[name] = other
+                del functions[name]
+                break
+        else:
+            equals.append(name)
+    return [replace(call, function=same.get(call.function, call.function)) for call in calls]
 
 
 def _declare_scratch(context: Context) -> None:

@@ -133,9 +133,11 @@ class _WeightedSum:
             scale = np.float32(self.source.attrs["scale"])
             weight, step = _constant_weight(scale)
             kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), self.sums)
-            kernel.save("float32", number(float(step)), self.unit)
+            kernel.save("float32", kernel.learned(step)(), self.unit)
             return
         edges = kernel.buffer(self.edges)
+        if self.scales is None:
+            source_scale = kernel.learned(self.source.attrs["scale"])
         largest = kernel.reserve("float32", heads)
 
         def each(body: Any) -> None:
@@ -153,7 +155,7 @@ class _WeightedSum:
                     scale = self.scales[j]
                     v = scale if weight is None else product(weight, scale, 1)
                 elif weight is not None:
-                    v = product(weight, number(float(np.float32(self.source.attrs["scale"]))), 1)
+                    v = product(weight, source_scale(), 1)
                 v = b.let(v)
                 b.store(edges, v, e, h)
                 best = maximum(kernel.load("float32", largest + h), unary("llvm.fabs", v, 1))
@@ -427,7 +429,7 @@ def _extreme_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: No
     codes = kernel.buffer(stored.buffer)
     rows, save = kernel.local(node.columns)
     lanes, per, zero2 = layout.lanes, layout.per_chunk, source.attrs["zero2"]
-    half = float(np.float32(source.attrs["scale"]) * np.float32(0.5))
+    half = kernel.learned(np.float32(source.attrs["scale"]) * np.float32(0.5))
     dtype = "uint8" if layout.bits == 8 else "uint16"
     largest = node.attrs["reduce"] == "max"
     start = 0 if largest else 2**layout.bits - 1
@@ -453,7 +455,7 @@ def _extreme_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: No
             for i in range(per):
                 u = cast(acc[i], "int32", lanes)
                 value = cast(u + u - splat(const(zero2), lanes), "float32", lanes)
-                y = value * number(half, lanes)
+                y = value * half(lanes)
                 y = choose(splat(degree > 0, lanes), y, number(0.0, lanes))
                 group = index * per + i
                 if isinstance(group, int) and group >= layout.groups:

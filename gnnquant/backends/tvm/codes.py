@@ -53,27 +53,13 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
     reach = max(layout.column(layout.chunks * layout.per_chunk - 1) + layout.lanes, x.columns)
     stride = round_up(reach + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
-    fixed = None if by_row else float(np.float32(attrs["scale"]))
-    read, write = kernel.scalar() if by_row else (lambda r: number(fixed or 0.0), None)
-    codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, fixed)
+    read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
+    codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
     low, high = -((zero2 + 1) // 2), 2**bits - 1 - (zero2 + 1) // 2
     round_ = "llvm.floor" if zero2 % 2 else "llvm.rint"
-    source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
-    watched = by_row and source.op == "input"
 
     def row(r: Any) -> None:
-        if by_row:
-            assert write is not None
-            stat = _statistic(kernel, x, r, zero2, watched)
-            scale = kernel.b.let(stat * number(attrs["factor"]))
-            write(r, scale)
-            positive = scale > number(0.0)
-            inverse = kernel.b.let(choose(positive, number(1.0) / scale, number(0.0)))
-            if watched:
-                kernel.b.store(kernel.buffer(_watch(kernel, node)), scale, kernel.base + r)
-        else:
-            value = np.float32(1) / np.float32(fixed) if fixed and fixed > 0 else np.float32(0)
-            inverse = number(float(value))
+        inverse = kernel.b.let(scale_of(r))
 
         def quantized(j: Any, lanes: int) -> None:
             place = start + r * stride + j
@@ -90,6 +76,33 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
 
     kernel.each_row(row)
     return codes
+
+
+def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """The scale that all rows have: how to read it, and its inverse."""
+    value = np.float32(node.attrs["scale"])
+    scale = kernel.learned(value)
+    inverse = kernel.learned(np.float32(1) / value if value > 0 else 0.0)
+    return lambda _: scale(), lambda _: inverse()
+
+
+def _row_scale(
+    kernel: RowKernel, node: Node, x: Rows
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """A scale per row: how to read it, and how to find it and return its inverse."""
+    read, write = kernel.scalar()
+    factor = kernel.learned(node.attrs["factor"])
+    source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
+    watched = source.op == "input"
+
+    def inverse(r: Any) -> Any:
+        scale = kernel.b.let(_statistic(kernel, x, r, node.attrs["zero2"], watched) * factor())
+        write(r, scale)
+        if watched:
+            kernel.b.store(kernel.buffer(_watch(kernel, node)), scale, kernel.base + r)
+        return choose(scale > number(0.0), number(1.0) / scale, number(0.0))
+
+    return read, inverse
 
 
 def dequantize(kernel: RowKernel, node: Node) -> Rows:
@@ -110,7 +123,7 @@ def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
     layout = code_layout(q.bits, _heads(kernel, node), q.columns, kernel.lanes)
     name = kernel.context.add(f"codes.{node.name}", "uint8", (node.rows, layout.row_bytes), "workspace")
     scale = ""
-    if q.fixed is None:
+    if not q.fixed:
         scale = _watch(kernel, node)
     kernel.context.stored[node.name] = StoredCodes(name, layout, scale)
     buffer = kernel.buffer(name)
@@ -208,12 +221,12 @@ def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[
         clear(kernel, start + r * stride + node.columns, stride - node.columns)
 
     kernel.each_row(row)
-    fixed = None if stored.scale else float(np.float32(node.attrs["scale"]))
+    step = None if stored.scale else kernel.learned(node.attrs["scale"])
 
     def scale(r: Any) -> Any:
-        return number(fixed) if fixed is not None else kernel.buffer(stored.scale)[place(r)]
+        return step() if step else kernel.buffer(stored.scale)[place(r)]
 
-    return Codes(node.columns, bits, zero2, start, stride, kernel.block, kernel.rows, scale, fixed)
+    return Codes(node.columns, bits, zero2, start, stride, kernel.block, kernel.rows, scale, not stored.scale)
 
 
 def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits: int, zero2: int) -> Any:

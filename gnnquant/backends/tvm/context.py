@@ -17,6 +17,8 @@ from gnnquant.integer_graph import ONE
 from gnnquant.runtime.plan import Buffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gnnquant.backends.tvm.emit import Machine
     from gnnquant.backends.tvm.layout import WeightLayout
     from gnnquant.integer_graph import IntegerGraph, Node
@@ -60,7 +62,7 @@ class Context:
         machine: For which vectors.
         threads: For how many threads.
         buffers: Plan buffers by name.
-        constants: Arrays of the constant buffers (the float pool is added at the end).
+        constants: Arrays of the constant buffers.
         stored: Values in memory by node name.
         weights: Layouts of integer weights in use.
         scratch: Elements of scratch per thread by type.
@@ -76,9 +78,6 @@ class Context:
     stored: dict[str, StoredRows | StoredCodes] = field(default_factory=dict)
     weights: dict[str, WeightLayout] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
-    _pool: list[np.ndarray[Any, Any]] = field(default_factory=list)
-    _pooled: dict[bytes, int] = field(default_factory=dict)
-    _size: int = 0
 
     def __post_init__(self) -> None:
         """Look-up tables."""
@@ -91,25 +90,14 @@ class Context:
         self.buffers.setdefault(name, Buffer(name, dtype, dims, kind))
         return name
 
-    def pool(self, values: np.ndarray[Any, Any]) -> int:
-        """Offset of float32 (or int32) ``values``, padded to vectors, in the constant pool."""
-        flat = np.ascontiguousarray(values).reshape(-1).view(np.float32)
-        key = flat.tobytes()
-        if key not in self._pooled:
-            padded = np.zeros(round_up(flat.size, 2 * self.machine.lanes), dtype=np.float32)
-            padded[: flat.size] = flat
-            self._pooled[key] = self._size
-            self._pool.append(padded)
-            self._size += padded.size
-        return self._pooled[key]
-
-    def pooled(self) -> np.ndarray[Any, Any]:
-        """The constant pool; a vector may be read beyond the last row of a table."""
-        return np.concatenate([*self._pool, np.zeros(self.machine.lanes, dtype=np.float32)])
-
 
 class Kernel:
-    """A PrimFunc that reads and writes plan buffers."""
+    """A PrimFunc that reads and writes plan buffers.
+
+    Its code holds no number of the model: scales, biases and other constants are read from a pool of its
+    own, at offsets that depend on shapes. Layers of the same shapes therefore have the same code, and so
+    has a model that was tuned further.
+    """
 
     def __init__(self, context: Context, name: str) -> None:
         """Start the kernel ``name``."""
@@ -118,6 +106,8 @@ class Kernel:
         self.lanes = context.machine.lanes
         self.b = Builder(name)
         self._used: dict[str, int] = {}
+        self._pool: list[np.ndarray[Any, Any]] = []
+        self._pooled = 0
         self._counted: set[str] = set()
         self._bound: set[str] = set()
         self.thread: Any = 0
@@ -131,7 +121,13 @@ class Kernel:
                 # no other argument has these rows: one that is there for its shape alone
                 self.buffer(self.context.add(f"extent.{space}", "uint8", (space,), "workspace"))
 
-        return self.b.function(body)
+        function = self.b.function(body)
+        if self._pool:
+            # a vector may be read beyond the last row of a table
+            tail = np.zeros(self.lanes, dtype=np.float32)
+            pool = self.context.constants[self._pool_name] = np.concatenate([*self._pool, tail])
+            self.context.add(self._pool_name, "float32", pool.shape, "constant")
+        return function
 
     def body(self) -> None:
         """Emit the statements."""
@@ -175,8 +171,8 @@ class Kernel:
         node = self.context.nodes[resolve(self.context.graph, name)]
         if node.op == "constant":
             array = self.context.graph.constants[node.attrs["array"]]
-            offset = self.context.pool(array.astype(np.float32))
-            return Rows(node.columns, True, lambda _, j, lanes: self.pool(offset + j, lanes), True)
+            offset = self.keep(array.astype(np.float32))
+            return Rows(node.columns, True, lambda _, j, lanes: self.kept(offset + j, lanes), True)
         if node.op in ("from_index", "lookup"):
             return self._indexed(node)
         if node.op == "gather":
@@ -204,12 +200,12 @@ class Kernel:
         single = node.rows == ONE
         offset = 0
         if node.op == "lookup":
-            offset = self.context.pool(self.context.graph.constants[node.attrs["array"]].astype(np.float32))
+            offset = self.keep(self.context.graph.constants[node.attrs["array"]].astype(np.float32))
 
         def at(r: Any, j: Any, lanes: int) -> Any:
             entry = index[0 if single else r]
             if node.op == "lookup":
-                return self.pool(offset + entry * node.columns + j, lanes)
+                return self.kept(offset + entry * node.columns + j, lanes)
             return splat(cast(entry, "float32"), lanes)
 
         return Rows(node.columns, True, at, True)
@@ -255,9 +251,30 @@ class Kernel:
         """Write scratch elements of this thread."""
         self.b.store(self.scratch(dtype), value, self.thread, span(index, lanes))
 
-    def pool(self, index: Any, lanes: int = 1) -> Any:
-        """Elements of the constant pool."""
-        return self.b.argument("constants", (self.b.size("pool"),), "float32")[span(index, lanes)]
+    @property
+    def _pool_name(self) -> str:
+        return f"constants.{self.b.name}"
+
+    def keep(self, values: np.ndarray[Any, Any]) -> int:
+        """Put float32 (or int32) ``values``, padded to vectors, into this kernel's pool; their offset."""
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.float32)
+        padded = np.zeros(round_up(flat.size, 2 * self.lanes), dtype=np.float32)
+        padded[: flat.size] = flat
+        self._pool.append(padded)
+        self._pooled += padded.size
+        return self._pooled - padded.size
+
+    def kept(self, index: Any, lanes: int = 1) -> Any:
+        """Elements of the pool."""
+        return self.b.argument(self._pool_name, (self.b.size("pool"),), "float32")[span(index, lanes)]
+
+    def learned(self, value: float) -> Callable[..., Any]:
+        """A number of the model, rounded to float32, in as many lanes as one asks for (1).
+
+        Neither TVM nor LLVM knows it: both rewrite ``x / c``.
+        """
+        offset = self.keep(np.array([value], dtype=np.float32))
+        return lambda lanes=1: splat(self.kept(offset), lanes)
 
     def each(self, count: int, body: Any) -> None:
         """``body(i)`` for i below ``count``: a loop, or the body itself for one."""

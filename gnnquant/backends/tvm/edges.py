@@ -124,12 +124,12 @@ class EdgeKernel(Kernel):
 
     def _elementwise(self, node: Node) -> Column:
         operands = [self._broadcast(name, node) for name in node.inputs]
-        scalar = node.attrs.get("scalar")
+        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
 
         def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
             values = [operand(e, i, c, lanes) for operand in operands]
             if scalar is not None:
-                values.append(opaque(scalar, lanes))
+                values.append(scalar(lanes))
             return maths.elementwise(node.op, values, lanes)
 
         return value

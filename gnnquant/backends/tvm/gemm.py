@@ -108,7 +108,7 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     if parts != 1:
         q = _split(kernel, q, parts)
     integers = weight.integers.astype(np.int64)
-    levels, largest = 2**q.bits - 1, int(np.abs(integers).max(initial=0))
+    levels, largest = 2**q.bits - 1, _largest(weight)
     _check(node, weight, integers, q)
     # bytes are exact while a pair of int16 sums cannot overflow, for at least 4 words
     reach = 32767 // max(2 * levels * largest, 1)
@@ -121,19 +121,19 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
         _sparse(kernel, q, layout, name, reach, total, stride)
     else:
         _dense(kernel, q, layout, name, reach, total, stride)
-    scale = context.pool(_padded(weight.column_scale, layout.padded))
+    scale = kernel.keep(_padded(weight.column_scale, layout.padded))
     correction = None
     if q.zero2:
         sums = (q.zero2 * integers.sum(axis=0)).astype(np.int32)
-        correction = context.pool(_padded(sums, layout.padded))
+        correction = kernel.keep(_padded(sums, layout.padded))
 
     def at(r: Any, j: Any, width: int) -> Any:
         value = kernel.load("int32", total + r * stride + j, width)
         value = value + value
         if correction is not None:
-            value = value - reinterpret(kernel.pool(correction + j, width), "int32", width)
+            value = value - reinterpret(kernel.kept(correction + j, width), "int32", width)
         half = splat(q.scale(r) * number(0.5), width)
-        return product(cast(value, "float32", width) * half, kernel.pool(scale + j, width), width)
+        return product(cast(value, "float32", width) * half, kernel.kept(scale + j, width), width)
 
     if parts == 1:
         return Rows(layout.outputs, True, at)
@@ -206,6 +206,13 @@ def _padded(values: Any, size: int) -> Any:
     out = np.zeros(size, dtype=values.dtype)
     out[: values.size] = values
     return out
+
+
+def _largest(weight: PackedWeight) -> int:
+    """The largest magnitude that integers of this width and zero point can have."""
+    top = 2**weight.bits - 1
+    low, high = weight.zero2, 2 * top - weight.zero2
+    return max(low, high) // (1 if weight.zero2 % 2 else 2)
 
 
 def _check(node: Node, weight: PackedWeight, integers: Any, q: Codes) -> None:

@@ -196,8 +196,8 @@ class RowKernel(Kernel):
 
     def constant(self, array: np.ndarray[Any, Any]) -> Rows:
         """A row constant."""
-        offset = self.context.pool(array.astype(np.float32))
-        return Rows(array.size, True, lambda r, j, lanes: self.pool(offset + j, lanes), True)
+        offset = self.keep(array.astype(np.float32))
+        return Rows(array.size, True, lambda r, j, lanes: self.kept(offset + j, lanes), True)
 
     def local(self, columns: int) -> tuple[Rows, Callable[[Any, Any, Any, int], None]]:
         """New scratch rows and how to write them: ``save(r, j, value, lanes)``."""
@@ -274,12 +274,12 @@ class RowKernel(Kernel):
 
     def _elementwise(self, node: Node) -> Rows:
         operands = [self.broadcast(name, node.shape) for name in node.inputs]
-        scalar = node.attrs.get("scalar")
+        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
 
         def at(r: Any, j: Any, lanes: int) -> Any:
             values = [x.at(r, j, lanes) for x in operands]
             if scalar is not None:
-                values.append(opaque(scalar, lanes))
+                values.append(scalar(lanes))
             return maths.elementwise(node.op, values, lanes)
 
         return Rows(node.columns, all(x.padded for x in operands), at)

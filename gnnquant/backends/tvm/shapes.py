@@ -71,10 +71,10 @@ def permute(kernel: RowKernel, x: Rows, source: np.ndarray[Any, Any]) -> Rows:
     runs = _runs(source)
 
     def from_table(r: Any) -> None:
-        table = kernel.context.pool(source.astype(np.int32))
+        table = kernel.keep(source.astype(np.int32))
 
         def column(j: Any) -> None:
-            place = kernel.b.let(reinterpret(kernel.pool(table + j), "int32"))
+            place = kernel.b.let(reinterpret(kernel.kept(table + j), "int32"))
             save(r, j, x.at(r, place, 1), 1)
 
         kernel.each(source.size, column)

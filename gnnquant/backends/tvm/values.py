@@ -40,7 +40,7 @@ class Codes:
         size: Rows that there is room for.
         rows: Rows that there are.
         scale: ``scale(r)`` as a float expression.
-        fixed: The scale where it is one number for all rows.
+        fixed: Whether the scale is one number for all rows.
     """
 
     columns: int
@@ -51,4 +51,4 @@ class Codes:
     size: int
     rows: Any
     scale: Callable[[Any], Any]
-    fixed: float | None = None
+    fixed: bool = False

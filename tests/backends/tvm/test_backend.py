@@ -82,8 +82,9 @@ def test_older_processors(name: str, mcpu: str) -> None:
 def test_512_bit_vectors_compile(name: str) -> None:
     model = built(name, mcpu="skylake-avx512")
     assert {"avx512f", "avx512bw"} <= set(model.target["features"])
-    pool = next(item for item in model.plan.buffers if item.name == "constants")
-    assert pool.shape[0] % 16 == 0
+    pools = [item for item in model.plan.buffers if item.name.startswith("constants.")]
+    assert pools
+    assert all(item.shape[0] % 16 == 0 for item in pools)
 
 
 @pytest.mark.parametrize(("bits", "columns"), [(2, 70), (4, 70), (8, 70), (8, 96)])

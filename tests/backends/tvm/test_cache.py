@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from torch_geometric.nn import GATv2Conv, GCNConv, SAGEConv
+
+import gnnquant
+from gnnquant import QuantSpec
 
 from gnnquant.backends.tvm import build, cache
 from gnnquant.backends.tvm import compile as compiler
 from gnnquant.errors import BackendError
+from gnnquant.passes.lowering import lower
 from tests.backends.tvm.models import graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from gnnquant.integer_graph import IntegerGraph
 
 GRAPH = "gcn-sparse-4"
 
@@ -88,18 +96,51 @@ def test_recipe_tells_what_differs(
     assert compiler._recipe(functions, target) != compiler._recipe(*change(functions, target))
 
 
-def test_weights_are_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def lowered(seed: int, layer: Callable[..., Any], depth: int = 2, **options: Any) -> IntegerGraph:
+    """A model with numbers of its own, calibrated on data of its own."""
+    generator = torch.manual_seed(seed)
+    model = Stack(layer, depth)
+    for parameter in model.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator)
+    q = gnnquant.convert(model, **options)
+    x = seed + torch.rand(20, 8, generator=generator)
+    gnnquant.calibrate(q, [(x, torch.randint(20, (2, 60), generator=generator))])
+    return lower(q)
+
+
+class Stack(torch.nn.Module):
+    def __init__(self, layer: Callable[..., Any], depth: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layer(8, 8) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, edge_index).relu() * 0.7
+        return x
+
+
+TENSOR = gnnquant.QuantConfig(sites={"*message": QuantSpec(granularity="tensor")})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 8}, {"bits": 2}, {"bits": 4, "config": TENSOR}, {"bits": 32}],
+    ids=["INT8", "INT2", "INT4 tensor", "FP32"],
+)
+@pytest.mark.parametrize("layer", [GCNConv, GATv2Conv, SAGEConv])
+def test_numbers_of_the_model_are_no_part_of_it(layer: Callable[..., Any], options: dict[str, Any]) -> None:
     """A model that was tuned on has other weights and scales, and the same kernels."""
-    library = library_of()
-    graph = graph_of(GRAPH)
-    weight = next(iter(graph.weights.values()))
-    packed = weight.data.copy()
-    try:
-        weight.data[...] = np.roll(packed, 1)
-        monkeypatch.setattr(compiler, "_compiled", lambda *_: pytest.fail("compiled again"))
-        assert library_of() == library
-    finally:
-        weight.data[...] = packed
+    one, other = (build(lowered(seed, layer, **options), target="llvm", threads=1) for seed in (1, 2))
+    assert one.plan == other.plan
+    assert one.library == other.library
+    assert any(not np.array_equal(one.constants[name], other.constants[name]) for name in one.constants)
+
+
+def test_equal_layers_share_a_kernel() -> None:
+    plans = [build(lowered(1, GCNConv, depth, bits=8), target="llvm", threads=1).plan for depth in (4, 9)]
+    short, long = ({call.function for call in plan.calls if "_rows" in call.function} for plan in plans)
+    assert len(short) == len(long) < 5
+    assert sum("_rows" in call.function for call in plans[1].calls) >= 9
 
 
 @pytest.mark.parametrize(
