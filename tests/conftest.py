@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads kernels that another version of the code has left in the user's cache."""
+    """The processes of one run share compiled kernels, with each other and with nobody else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GNNQUANT_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        folder = tmp_path_factory.getbasetemp()
+        folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        patch.setenv("GNNQUANT_CACHE", str(folder / "kernels"))
         yield

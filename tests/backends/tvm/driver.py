@@ -10,20 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.backends.tvm.context import INPUT_ALIGNMENT
 from gnnquant.runtime import tvm_abi
-from gnnquant.runtime.memory import address_of, aligned_array, aligned_copy
+from gnnquant.runtime.memory import ALIGNMENT, address_of, aligned_array
 from gnnquant.runtime.plan import GRAPH_PADDING
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm import BuiltModel
-    from gnnquant.runtime.plan import Plan
     from tests.backends.tvm.oracle import Index
+
+
+class Memory:
+    """Where the arrays of a call lie."""
+
+    def array(self, shape: tuple[int, ...], dtype: Any, alignment: int = ALIGNMENT) -> Any:
+        """An array with nothing in particular in it."""
+        # room for one element: empty arrays need not have an address
+        array = aligned_array((max(math.prod(shape), 1),), np.dtype(dtype))
+        array.view(np.uint8)[:] = 0xA5
+        return array[: math.prod(shape)].reshape(shape)
+
+    def copy(self, array: Any, alignment: int = ALIGNMENT) -> Any:
+        """A contiguous copy."""
+        copy = self.array(array.shape, array.dtype, alignment)
+        np.copyto(copy, array)
+        return copy
 
 
 class Library:
     """The functions of a compiled model."""
 
-    def __init__(self, built: BuiltModel) -> None:
+    def __init__(self, built: BuiltModel, memory: Memory | None = None) -> None:
+        self.memory = memory or Memory()
         self.plan, self.constants = built.plan, built.constants
         self._tvm = tvm_abi.runtime()
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
@@ -46,21 +64,20 @@ class Library:
         Fills ``buffers`` by name.
         """
         buffers = {} if buffers is None else buffers
-        buffers |= _graph_parts(self.plan, index)
+        buffers |= self._graph_parts(index)
         for item in self.plan.buffers:
             shape = tuple(index.rows(dim) if isinstance(dim, str) else dim for dim in item.shape)
             if item.kind == "input":
-                buffers[item.name] = aligned_copy(inputs[item.name].reshape(shape))
+                given = inputs[item.name].reshape(shape)
+                buffers[item.name] = self.memory.copy(given, INPUT_ALIGNMENT)
             elif item.kind == "constant":
-                buffers[item.name] = aligned_copy(self.constants[item.name])
+                buffers[item.name] = self.memory.copy(self.constants[item.name])
             elif item.kind == "index":
-                buffers[item.name] = _padded(index.arrays[item.name])
+                buffers[item.name] = self._padded(index.arrays[item.name])
                 assert shape == index.arrays[item.name].shape
             else:
-                # room for one element: empty arrays need not have an address
-                array = aligned_array((max(math.prod(shape), 1),), np.dtype(item.dtype))
-                array.view(np.uint8)[:] = 0xA5
-                buffers[item.name] = array[: math.prod(shape)].reshape(shape)
+                alignment = INPUT_ALIGNMENT if item.kind == "output" else ALIGNMENT
+                buffers[item.name] = self.memory.array(shape, item.dtype, alignment)
         for time in range(2):
             for call in self.plan.calls:
                 if not (call.per_graph and time):
@@ -71,18 +88,18 @@ class Library:
         ]
 
 
-def _graph_parts(plan: Plan, index: Index) -> dict[str, Any]:
-    named = {name for call in plan.calls for name in call.arguments}
-    parts: dict[str, Any] = {}
-    for name, (src, dst, edge_id, destinations) in index.graphs.items():
-        indptr = np.concatenate(([0], np.cumsum(np.bincount(dst, minlength=destinations))))
-        borders = [destinations * share // plan.threads // 8 * 8 for share in range(plan.threads)]
-        arrays = {"indptr": indptr, "partition": np.array([*borders, destinations])}
-        found = {part: aligned_copy(array.astype(np.int32)) for part, array in arrays.items()}
-        found |= {"src": _padded(src), "dst": _padded(dst), "edge_id": _padded(edge_id)}
-        parts |= {f"{name}.{part}": array for part, array in found.items()}
-    return {name: array for name, array in parts.items() if name in named}
+    def _graph_parts(self, index: Index) -> dict[str, Any]:
+        named = {name for call in self.plan.calls for name in call.arguments}
+        threads = self.plan.threads
+        parts: dict[str, Any] = {}
+        for name, (src, dst, edge_id, destinations) in index.graphs.items():
+            indptr = np.concatenate(([0], np.cumsum(np.bincount(dst, minlength=destinations))))
+            borders = [destinations * share // threads // 8 * 8 for share in range(threads)]
+            arrays = {"indptr": indptr, "partition": np.array([*borders, destinations])}
+            found = {part: self.memory.copy(array.astype(np.int32)) for part, array in arrays.items()}
+            found |= {"src": self._padded(src), "dst": self._padded(dst), "edge_id": self._padded(edge_id)}
+            parts |= {f"{name}.{part}": array for part, array in found.items()}
+        return {name: array for name, array in parts.items() if name in named}
 
-
-def _padded(array: Any) -> Any:
-    return aligned_copy(np.concatenate([array, np.zeros(GRAPH_PADDING)]).astype(np.int32))
+    def _padded(self, array: Any) -> Any:
+        return self.memory.copy(np.concatenate([array, np.zeros(GRAPH_PADDING)]).astype(np.int32))

@@ -1,0 +1,87 @@
+"""Runs kernels on memory that ends, or begins, where nothing may be read: ``python -m ... after gcn-8 sage-2``.
+
+A process of its own, because a kernel that reads past its inputs ends it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+
+from gnnquant.runtime.memory import ALIGNMENT, address_of
+from tests.backends.tvm import graphs
+from tests.backends.tvm.driver import Library, Memory
+from tests.backends.tvm.models import built, graph_of
+from tests.backends.tvm.oracle import Oracle
+
+PAGE = mmap.PAGESIZE
+SIZES = ((0, 0), (1, 4), (13, 40), (83, 500))
+"""Nodes and edges."""
+
+
+class Guarded(Memory):
+    """Every array between pages that cannot be accessed, as near to one of them as its alignment allows.
+
+    The bytes from the end of an array to the page after it have a pattern, which ``check`` looks for.
+    """
+
+    def __init__(self, side: str) -> None:
+        self._side = side
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._kept: list[tuple[mmap.mmap, Any, Any]] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any, alignment: int = ALIGNMENT) -> Any:
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape)) * kind.itemsize
+        room = max(-(-size // PAGE), 1) * PAGE
+        memory = mmap.mmap(-1, room + 2 * PAGE)
+        whole = np.frombuffer(memory, np.uint8)
+        address = address_of(whole)
+        for guard in (address, address + PAGE + room):
+            if self._libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(PAGE), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        inside = whole[PAGE : PAGE + room]
+        inside[:] = 0xA5
+        start = (room - size) // alignment * alignment if self._side == "after" else 0
+        array = inside[start : start + size]
+        self._kept.append((memory, inside[:start], inside[start + size :]))
+        return array.view(kind).reshape(shape)
+
+    def check(self) -> None:
+        """Raise if anything was written around an array."""
+        for _, before, after in self._kept:
+            assert (before == 0xA5).all(), "written before an array"
+            assert (after == 0xA5).all(), "written behind an array"
+
+
+def run(name: str, side: str, threads: int) -> None:
+    """Compare one model with the oracle, on guarded memory."""
+    model = built(name, threads)
+    for nodes, edges in SIZES:
+        inputs = graphs.values(graph_of(name), nodes, edges)
+        oracle = Oracle(graph_of(name), inputs)
+        memory = Guarded(side)
+        got = Library(model, memory).run(oracle.index, inputs)
+        for value, expected in zip(got, oracle.outputs(), strict=True):
+            np.testing.assert_array_equal(value, expected)
+        memory.check()
+
+
+def main() -> None:
+    """Run the models that the command line names; ``overrun`` reads one element too many."""
+    side, *names = sys.argv[1:]
+    for name in names:
+        print(name, flush=True)
+        if name == "overrun":
+            array = Guarded(side).array((1000,), "float32", 4)
+            ctypes.string_at(array.ctypes.data - (0 if side == "after" else 4), array.nbytes + 4)
+        else:
+            run(name, side, threads=1 + len(name) % 2)
+
+
+if __name__ == "__main__":
+    main()
