@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,18 +43,18 @@ def available_bytes() -> int:
 
 
 def read_bandwidth(size: int = STREAM, seconds: float = 0.5) -> float:
-    """Bytes per second at which one thread sums ``size`` bytes again and again.
+    """Bytes per second at which ``size`` bytes are read again and again, by as many threads as torch uses.
 
-    A sum of integers has no other cost; an array that fits a cache gives the speed of that cache.
+    An inner product has no other cost; arrays that fit a cache give the speed of that cache.
     """
-    array = np.ones(max(size, 64) // 8, dtype=np.int64)
+    one, other = torch.ones(2, max(size, 64) // 8)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 5:
         start = time.perf_counter()
-        array.sum()
+        torch.dot(one, other)
         times.append(time.perf_counter() - start)
-    return array.nbytes / statistics.median(times)
+    return (one.nbytes + other.nbytes) / statistics.median(times)
 
 
 def _status(name: str) -> int:

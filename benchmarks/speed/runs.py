@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,9 @@ from benchmarks.speed.graphs import load
 from benchmarks.speed.memory import available_bytes, peak_bytes
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
+from benchmarks.speed.roofline import kernel_costs
 from gnnquant.config import FLOAT_BITS
+from gnnquant.passes.lowering import lower
 from gnnquant.timing import interleaved_times
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ EAGER, COMPILED, SORTED, HALF = "PyG eager", "torch.compile", "torch CSR", "torc
 FLOAT_RIVALS = (EAGER, COMPILED, SORTED, OWN[FLOAT_BITS])
 """The strongest of these is what speed-ups refer to; with bf16 it is another model, and told apart."""
 CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, *OWN.values())
-SOURCES = ("gnnquant/backends/tvm/*.py", "gnnquant/runtime/*.py", "benchmarks/speed/r*.py")
+SOURCES = ("gnnquant/backends/tvm/*.py", "gnnquant/runtime/*.py", "benchmarks/speed/[mr]*.py")
 """What decides about speed."""
 TOLERANCE = {HALF: 0.05}
 """Largest difference to eager PyG in units of the largest score; 1e-4 in float32."""
@@ -68,9 +70,9 @@ def perform(run: Run) -> dict[str, Any]:
     Returns:
         ``rows``: by contestant ``times`` (milliseconds), ``median``, ``peak`` (bytes of memory beyond
         inputs, weights and the prepared graph), ``difference`` to eager PyG in units of its largest
-        score; of ours also ``compile_s``, ``prepare_ms`` and ``bytes`` of the artifact; or ``skipped``:
-        why it was not measured. Of the graph: ``nodes``, ``edges``, ``features``. ``code``: state of
-        the code.
+        score; of ours also ``compile_s``, ``prepare_ms`` and ``kernels`` (``roofline.KernelCost``); or
+        ``skipped``: why it was not measured. Of the graph: ``nodes``, ``edges``, ``features``. ``code``:
+        state of the code.
 
     Raises:
         AssertionError: A contestant computes something else, or compiled integers are not those of the
@@ -81,9 +83,10 @@ def perform(run: Run) -> dict[str, Any]:
     model = MODELS[run.model].build(x.size(1), classes)
     rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     calls = _rivals(model, x, edge_index, rows)
+    own: dict[str, gnnquant.CompiledModel] = {}
     quantized = {name: _quantized(model, x, edge_index, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
-        calls[name] = _own(q, run.threads, x, edge_index, rows[name])
+        calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
     for name, call in calls.items():
         rows[name]["peak"] = peak_bytes(call)
     _compare(calls, rows)
@@ -96,6 +99,9 @@ def perform(run: Run) -> dict[str, Any]:
     # the peak and the comparison were two calls already
     for name, times in interleaved_times(calls, seconds=run.seconds, warm_up=1, pause=pause).items():
         rows[name] |= {"times": [round(value, 4) for value in times], "median": statistics.median(times)}
+    for name, compiled in own.items():
+        costs = kernel_costs(compiled, lower(quantized[name]), calls[name], run.threads)
+        rows[name]["kernels"] = [asdict(cost) for cost in costs]
     return {
         "rows": rows,
         "nodes": x.size(0),
@@ -167,7 +173,7 @@ def _widest(model: nn.Module, x: Tensor) -> int:
 
 def _own(
     q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor, row: dict[str, Any]
-) -> Callable[[], Tensor]:
+) -> tuple[Callable[[], Tensor], gnnquant.CompiledModel]:
     start = time.perf_counter()
     compiled = gnnquant.compile(q, threads=threads)
     row["compile_s"] = round(time.perf_counter() - start, 2)
@@ -179,7 +185,7 @@ def _own(
         scores: Tensor = compiled(x, graph)
         return scores
 
-    return call
+    return call, compiled
 
 
 def _quantized(model: nn.Module, x: Tensor, edge_index: Tensor, bits: int) -> gnnquant.QuantizedModule:

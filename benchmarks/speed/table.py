@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,13 @@ in one process, in turns; the figure is the median, the spread half the distance
 - *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.
 """
 
+MOVED = """\
+Bytes moved (MiB), their time at the memory's speed (`benchmarks/speed/roofline.py`), and the share of that
+speed which all kernels reach / which those reach that sum over edges:"""
+MADE = """\
+Seconds to compile (next to none where the same kernels were compiled before), milliseconds to prepare the
+graph, and how many calls repay that beside the strongest FP32:"""
+
 
 def document(results: Sequence[Result]) -> str:
     """The Markdown document."""
@@ -74,7 +82,7 @@ def _about(results: Sequence[Result]) -> str:
 def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
     first = results[0]["result"]
     size = f"{first['nodes']:,} nodes, {first['edges']:,} edges, {first['features']:,} features"
-    summary, details = [], []
+    summary, details, moved, made = [], [], [], []
     for result in sorted(results, key=lambda result: list(MODELS).index(result["job"]["model"])):
         rows, title = result["result"]["rows"], MODELS[result["job"]["model"]].title
         name, best = strongest(rows)
@@ -89,6 +97,8 @@ def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
             ]
         )
         details.append([title, *(_measured(rows[contestant]) for contestant in CONTESTANTS)])
+        moved.append([title, *(_moved(rows[own]) for own in OWN.values())])
+        made.append([title, *(_made(rows[own], best) for own in OWN.values())])
     widths = [OWN[bits] for bits in WIDTHS]
     own = " / ".join(OWN.values())
     heading = ["model", "strongest FP32", *widths, f"{' / '.join(widths)} over eager", f"MiB of {own}"]
@@ -100,6 +110,14 @@ def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
         *grid(heading, summary),
         "",
         *grid(["model", *CONTESTANTS], details),
+        "",
+        MOVED,
+        "",
+        *grid(["model", *OWN.values()], moved),
+        "",
+        MADE,
+        "",
+        *grid(["model", *OWN.values()], made),
         *(f"\n{title}: {reason}" for title, reason in _skipped(results)),
     ]
 
@@ -202,6 +220,28 @@ def _ratio(value: float | None, by: float | None) -> str:
 
 def _mebibytes(value: int | None) -> str:
     return "–" if value is None else f"{value / 2**20:.0f}"
+
+
+def _moved(row: dict[str, Any]) -> str:
+    kernels = row.get("kernels")
+    if not kernels:
+        return "–"
+    summing = [kernel for kernel in kernels if kernel["gathered"]]
+    moved = sum(kernel["streamed"] + kernel["gathered"] for kernel in kernels)
+    best = sum(kernel["best_ms"] for kernel in kernels)
+    shares = " / ".join(
+        f"{sum(k['best_ms'] for k in some) / sum(k['ms'] for k in some):.0%}" if some else "–"
+        for some in (kernels, summing)
+    )
+    return f"{_mebibytes(moved)}, {best:.2f} ms, {shares}"
+
+
+def _made(row: dict[str, Any], best: float) -> str:
+    if "median" not in row or "prepare_ms" not in row:
+        return "–"
+    gain = best - row["median"]
+    calls = f"{math.ceil(row['prepare_ms'] / gain)} calls" if gain > 0 else "never"
+    return f"{row['compile_s']:.1f} s, {row['prepare_ms']:.1f} ms, {calls}"
 
 
 def _measured(row: dict[str, Any]) -> str:

@@ -46,8 +46,8 @@ class Call:
     Attributes:
         function: An exported function.
         arguments: Names of its buffers.
-        per_graph: What it writes depends on the index program alone, and no other call writes it: it
-            need not be repeated while the same buffers serve the same graphs.
+        per_graph: What it writes depends on constants and the index program alone, and no other call
+            writes it: it need not be repeated while the same buffers serve the same graphs.
     """
 
     function: str

@@ -186,11 +186,11 @@ def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
             function = f"unpack_{weight.bits}_{weight.zero2}"
             if function not in functions:
                 functions[function] = unpack(function, weight.bits, weight.zero2)
-            calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}")))
+            calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}"), per_graph=True))
         function = f"interleave_{group}"
         if function not in functions:
             functions[function] = interleave(function, group, context.machine)
-        calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}")))
+        calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}"), per_graph=True))
     return calls
 
 
