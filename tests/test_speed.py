@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+import gnnquant
 from benchmarks.speed.graphs import PowerLaw
+from benchmarks.speed.guard import compare
 from benchmarks.speed.memory import peak_bytes, read_bandwidth
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
+from benchmarks.speed.roofline import kernel_costs
 from benchmarks.speed.runs import CONTESTANTS, EAGER, OWN, SORTED, Run, _widest
 from benchmarks.speed.table import document, missed_targets, plot, strongest
+from gnnquant.passes.lowering import lower
 from tests import zoo
 
 
@@ -51,6 +55,47 @@ def test_the_peak_of_a_call_is_what_it_allocates() -> None:
     if peak is None:
         pytest.skip("this kernel does not tell the peak of memory")
     assert 0.9 * 2**27 < peak < 1.3 * 2**27  # the kernel counts by threads, and late
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("bits", [4, 32])
+def test_kernels_are_timed_and_their_bytes_counted(name: str, bits: int) -> None:
+    data = zoo.random_graph(60, 300, seed=1)
+    q = gnnquant.convert(MODELS[name].build(zoo.FEATURES, 5), bits=bits)
+    if bits != 32:
+        gnnquant.calibrate(q, [(data.x, data.edge_index)])
+    compiled = gnnquant.compile(q, threads=1)
+    graph = compiled.prepare(data.edge_index, 60)
+    costs = kernel_costs(compiled, lower(q), lambda: compiled(data.x, graph), threads=1, repeats=1)
+    read = 4 * data.x.numel()
+    assert max(cost.streamed for cost in costs) >= read
+    assert all(cost.ms > 0 and cost.best_ms > 0 for cost in costs)
+    # two layers or ten steps, each with edges, loops included where the model adds them
+    steps = 10 if name in ("appnp", "smp") else 2
+    summing = [cost for cost in costs if cost.gathered]
+    assert len(summing) >= steps
+    assert min(cost.gathered for cost in summing) >= 300 * 4  # a float, or a word of codes
+    assert max(cost.gathered for cost in summing) >= 300 * 8 * bits  # of 64 numbers
+
+
+def test_the_guard_tells_what_has_become_worse() -> None:
+    def kept(own: float, streamed: int) -> dict[str, Any]:
+        found = result("gcn64", "Cora", 1, sorted=10.0, own=5.0, int8=own, int4=2.0, int2=2.0)
+        for name in OWN.values():
+            kernels = [{"streamed": streamed, "gathered": 2**20}]
+            found["result"]["rows"][name]["kernels"] = kernels
+        return found
+
+    table, worse = compare([kept(3.0, 0)], [kept(3.0, 0)])
+    assert "GCN, 64, Cora, INT8 | 0.300 | 1.00 | 0.300 | 1.00 |" in table
+    assert worse == []
+    assert compare([kept(3.3, 0)], [kept(3.0, 0)])[1] == []
+    assert compare([kept(3.0, 0)], [])[1] == []
+    (slower,) = compare([kept(4.0, 0)], [kept(3.0, 0)])[1]
+    assert slower == "GCN, 64, Cora, INT8: takes 1.33 of the time it took"
+    moved = compare([kept(3.0, 2**20)], [kept(3.0, 0)])[1]
+    assert moved[0] == "GCN, 64, Cora, own FP32: moves 2.00 of the bytes it moved"
+    assert len(moved) == 4
 
 
 def test_bandwidth_is_positive() -> None:

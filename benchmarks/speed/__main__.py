@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.jobs import result_of, run_jobs
+from benchmarks.speed import guard
 from benchmarks.speed.graphs import GRAPHS
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.runs import Run, perform
 from benchmarks.speed.table import document, missed_targets, plot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main() -> int:
     """Measure what is asked for and not done yet; 1 where a run failed."""
     options = _parser().parse_args()
     folder = options.results
+    if options.quick:
+        return _quick(folder / "quick", save=options.save)
     runs = [
         Run(model, graph, threads, options.seconds)
         for graph in options.graphs
@@ -27,7 +36,7 @@ def main() -> int:
     # One process at a time: contestants share a machine with nobody.
     failures = [] if options.show else run_jobs(perform, runs, folder, workers=1, label="rows")
     print("\n".join(failures), file=sys.stderr)
-    results = [found for run in runs if (found := result_of(run, folder)) is not None]
+    results = _found(runs, folder)
     text = document(results)
     print(text)
     if options.table is not None:
@@ -36,6 +45,34 @@ def main() -> int:
         plot(results, options.table.parent / "plots")
     print(f"{len(missed_targets(results))} targets are missed")
     return 1 if failures else 0
+
+
+def _quick(folder: Path, *, save: bool) -> int:
+    """Measure the rows of the guard, beside those that are kept; 1 where something has become worse."""
+    with tempfile.TemporaryDirectory(prefix="gnnquant-") as temporary:
+        failures = run_jobs(perform, guard.RUNS, Path(temporary), workers=1, label="rows")
+        now = _found(guard.RUNS, Path(temporary))
+        if failures:
+            print("\n".join(failures), file=sys.stderr)
+            return 1
+        if save:
+            folder.mkdir(parents=True, exist_ok=True)
+            for run in guard.RUNS:
+                shutil.copy(Path(temporary) / f"{run.key}.json", folder)
+    then = _found(guard.RUNS, folder)
+    text, worse = guard.compare(now, then)
+    print(text)
+    if not then:
+        print(f"nothing to compare with in {folder}: --save keeps these rows there")
+    elif {result["machine"] for result in [*now, *then]} != {now[0]["machine"]}:
+        print(f"the rows in {folder} are of another machine ({then[0]['machine']}): only bytes compare")
+        worse = [line for line in worse if "bytes" in line]
+    print("\n".join(worse) or "nothing is worse")
+    return 1 if worse else 0
+
+
+def _found(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    return [found for run in runs if (found := result_of(run, folder)) is not None]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--graphs", choices=GRAPHS, default=list(GRAPHS), nargs="+", metavar="NAME")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=[1, 2], nargs="+")
     parser.add_argument("--seconds", type=float, default=20.0, help="time of each row")
+    parser.add_argument(
+        "--quick", action="store_true", help="compare a few rows with those kept in results/speed/quick"
+    )
+    parser.add_argument("--save", action="store_true", help="with --quick: keep the rows of this run instead")
     parser.add_argument("--show", action="store_true", help="run nothing, write what is known")
     default = Path(os.environ.get("GNNQUANT_RESULTS", "results")) / "speed"
     parser.add_argument("--results", type=Path, default=default, help="folder of the JSON files")

@@ -51,12 +51,14 @@ class Run:
         graph: A name from ``GRAPHS``.
         threads: Of every contestant.
         seconds: Time of the measurement.
+        messages: Whether the rivals take part that compute a message for every edge.
     """
 
     model: str
     graph: str
     threads: int
     seconds: float = 20.0
+    messages: bool = True
 
     @property
     def key(self) -> str:
@@ -82,7 +84,7 @@ def perform(run: Run) -> dict[str, Any]:
     x, edge_index, classes = load(run.graph)
     model = MODELS[run.model].build(x.size(1), classes)
     rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
-    calls = _rivals(model, x, edge_index, rows)
+    calls = _rivals(model, x, edge_index, rows, messages=run.messages)
     own: dict[str, gnnquant.CompiledModel] = {}
     quantized = {name: _quantized(model, x, edge_index, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
@@ -112,7 +114,7 @@ def perform(run: Run) -> dict[str, Any]:
 
 
 def _rivals(
-    model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]]
+    model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]], *, messages: bool
 ) -> dict[str, Callable[[], Tensor]]:
     """What is timed of others; facts about their making go to ``rows``."""
     calls: dict[str, Callable[[], Tensor]] = {}
@@ -124,7 +126,9 @@ def _rivals(
 
     # each edge's message, and the copy of it that has a weight
     needed = 2 * edge_index.size(1) * _widest(model, x) * 4
-    if needed < SPARE * available_bytes():
+    if not messages:
+        rows[EAGER]["skipped"] = rows[COMPILED]["skipped"] = "not asked for"
+    elif needed < SPARE * available_bytes():
         calls[EAGER] = eager
         torch._dynamo.reset()
         compiled_model = torch.compile(copy.deepcopy(model), dynamic=False)
