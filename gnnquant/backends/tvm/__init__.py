@@ -65,11 +65,12 @@ def build(graph: IntegerGraph, *, target: str | dict[str, Any] = "llvm", threads
     from gnnquant.backends.tvm import compile as compiler
     from gnnquant.backends.tvm.context import INPUT_ALIGNMENT, Context
     from gnnquant.backends.tvm.prepare import KERNELS
+    from gnnquant.backends.tvm.recompute import recomputed
 
     if threads < 1:
         raise BackendError(f"tvm backend: threads must be at least 1, not {threads}")
     graph.verify()
-    graph = _live(graph)
+    graph = _live(recomputed(graph))
     resolved = compiler.resolve_target(target)
     machine, needs = compiler.describe(resolved)
     context = Context(graph, machine, threads)

@@ -26,13 +26,15 @@ from gnnquant.backends.tvm.emit import (
     splat,
     unary,
 )
-from gnnquant.backends.tvm.gemm import dot_words, interleaved
+from gnnquant.backends.tvm.gemm import dot_bytes, dot_words, interleaved
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.segments import STARTS, combine
 from gnnquant.integer_graph import EDGE_LEVELS, ONE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.backends.tvm.values import Rows
     from gnnquant.integer_graph import Node
@@ -215,7 +217,9 @@ class _WeightedSum:
     def _run(self, start: Any, count: Any, add: bool) -> None:
         """A run of edges, whose sums replace those in the int32 row or are added to them."""
         if self.layout.bits != 8:
-            self._run_packed(start, count, add)
+            vectors = 2 * self.layout.chunk_bytes / (4 * self.kernel.lanes)
+            by_pairs = self.heads == 1 and self.kernel.machine.bytes and vectors in (1, 2)
+            (self._run_packed_pairs if by_pairs else self._run_packed)(start, count, add)
         elif (
             self.heads == 1
             and self.layout.lanes == self.kernel.lanes
@@ -308,6 +312,74 @@ class _WeightedSum:
                     self._sum(value, self.narrow + first + step * width + part * lanes, lanes, add)
 
         kernel.each(self.layout.groups // (4 * steps), block)
+
+    def _run_packed_pairs(self, start: Any, count: Any, add: bool) -> None:
+        """Packed codes of two edges at a time: their bytes interleaved, so that one product adds both."""
+        kernel, b, layout = self.kernel, self.kernel.b, self.layout
+        lanes, per, size = kernel.lanes, layout.per_chunk, layout.chunk_bytes
+        width, shifts = 4 * lanes, per // 2
+        orders = interleaved(width, 16) if size == width else (interleaved(size, 2 * size)[0],)
+        together = 2 if len(orders) * shifts < 8 and layout.chunks % 2 == 0 else 1
+        parts = [(c, v, s) for c in range(together) for v in range(len(orders)) for s in range(shifts)]
+        slots = {part: slot for slot, part in enumerate(parts)}
+        mask = splat(const((2**layout.bits - 1) * 0x0101, "uint16"), 2 * lanes)
+        weights = self._run_weights(start, count)
+
+        def block(index: Any) -> None:
+            acc = b.registers(len(slots), "int16", 2 * lanes)
+            for slot in slots.values():
+                b.store(acc, splat(const(0, "int16"), 2 * lanes), slot)
+            with b.loop((count + 1) // 2) as pair:
+                e = b.let(start + 2 * pair)
+                # an edge without a partner is its own, with the weight 0
+                e2 = b.let(tirx.min(e + 1, start + count - 1))
+                rows = [b.let(self.indices[edge]) for edge in (e, e2)]
+                for edge in (e, e2):
+                    self._ask(edge, index * together * size, together * size)
+                weight = b.let(reinterpret(splat(weights(pair), 2 * lanes), "int8", width))
+                for c in range(together):
+                    place = (index * together + c) * size
+                    both = [b.let(self.codes[row, span(place, size)]) for row in rows]
+                    for v, order in enumerate(orders):
+                        mixed = b.let(reinterpret(shuffle(both, order), "uint16", 2 * lanes))
+                        for s in range(shifts):
+                            u = shift_right(mixed, s * layout.bits, "uint16", 2 * lanes) & mask
+                            term = dot_bytes(kernel.machine, reinterpret(u, "uint8", width), weight)
+                            b.store(acc, acc[slots[c, v, s]] + term, slots[c, v, s])
+            for c in range(together):
+                for s in range(shifts):
+                    self._spread([acc[slots[c, v, s]] for v in range(len(orders))], orders, add, (index * together + c) * per + s)
+
+        kernel.each(layout.chunks // together, block)
+
+    def _run_weights(self, start: Any, count: Any) -> Any:
+        """``weights(pair)``: the weights of two edges of a run as the bytes of an int16; 0 behind the last."""
+        kernel, b = self.kernel, self.kernel.b
+        if self.constant:
+            one = int(self._code(0, 0)) & 0xFF
+            both = int(np.uint16(one | one << 8).astype(np.int16))
+            return lambda pair: choose(2 * pair + 1 < count, const(both, "int16"), const(one, "int16"))
+        bytes_ = kernel.reserve("uint8", max(RUNS.values()) + 1)
+        with b.loop(count) as k:
+            kernel.save("uint8", cast(cast(self._code(start + k, 0), "int8"), "uint8"), bytes_ + k)
+        kernel.save("uint8", const(0, "uint8"), bytes_ + count)
+        return lambda pair: reinterpret(kernel.load("uint8", bytes_ + 2 * pair, 2), "int16")
+
+    def _spread(self, sums: list[Any], orders: Sequence[list[int]], add: bool, group: Any) -> None:
+        """Add 16-bit sums, in the order of interleaved bytes, to those of two groups.
+
+        The low byte of a word holds codes of ``group``, the high byte those of the group ``per / 2`` later.
+        """
+        lanes, layout = self.kernel.lanes, self.layout
+        where = {order[4 * p] // 2: v * lanes + p for v, order in enumerate(orders) for p in range(lanes)}
+        words = [self.kernel.b.let(reinterpret(value, "int32", lanes)) for value in sums]
+        low = [shift_right(shift_left(word, 16, "int32", lanes), 16, "int32", lanes) for word in words]
+        high = [shift_right(word, 16, "int32", lanes) for word in words]
+        for values, g in ((low, group), (high, group + layout.per_chunk // 2)):
+            for part in range(0, layout.lanes, lanes):
+                order = [where[part + i] for i in range(lanes)]
+                value = values[0] if len(values) == 1 else shuffle(values, order)
+                self._sum(value, self.narrow + g * layout.lanes + part, lanes, add)
 
     def _run_packed(self, start: Any, count: Any, add: bool) -> None:
         kernel, b, layout = self.kernel, self.kernel.b, self.layout

@@ -200,3 +200,23 @@ def test_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GNNQUANT_DUMP", str(tmp_path))
     build(graphs.floats())
     assert "prim_func" in next(tmp_path.glob("tvm-k*_rows.txt")).read_text()
+
+
+def test_values_of_codes_are_not_kept_as_floats() -> None:
+    """What every step adds is computed again from 8-bit codes; the float steps read it from memory."""
+    m = graphs.Maker(1)
+    x = m.input("x", 40)
+    g = m.graph(x)
+    back = m.add("dequantize", (m.quantize(x, 8, 256),), (40,))
+    scaled = m.unary("mul", m.binary("add", back, m.constant(40)), scalar=0.1)
+    y = x
+    for _ in range(3):
+        y = m.binary("add", m.spmm(m.quantize(y, 4, 16), g), scaled)
+    graph = m.finish(y, scaled)
+    model = build(graph)
+    floats = [item for item in model.plan.buffers if item.dtype == "float32" and item.shape[-1] == 40]
+    assert {item.kind for item in floats} == {"input", "output"}
+    inputs = graphs.values(graph, 30, 100)
+    oracle = Oracle(graph, inputs)
+    for value, expected in zip(Library(model).run(oracle.index, inputs), oracle.outputs(), strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
