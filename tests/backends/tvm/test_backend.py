@@ -87,6 +87,12 @@ def test_512_bit_vectors_compile(name: str) -> None:
     assert all(item.shape[0] % 16 == 0 for item in pools)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_512_bit_pairs_of_packed_rows_compile(bits: int) -> None:
+    target = {"kind": "llvm", "mcpu": "skylake-avx512"}
+    assert build(graphs.gcn(bits, features=20, hidden=256), target=target).library
+
+
 @pytest.mark.parametrize(("bits", "columns"), [(2, 70), (4, 70), (8, 70), (8, 96)])
 def test_sums_of_a_hub_are_exact(bits: int, columns: int) -> None:
     m = graphs.Maker(bits)
