@@ -311,8 +311,9 @@ def _dense(
                     kernel.save("int32", splat(const(0), lanes), place(r, c), lanes)
         kernel.each(slices, part)
 
+    # what is padded for products that skip zeros has panels of nothing else
     kernel.each(
-        layout.padded // layout.block,
+        -(-layout.outputs // layout.block),
         lambda panel: kernel.each(q.size // tall, lambda above: tile(above, panel)),
     )
 
