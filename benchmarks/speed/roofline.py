@@ -3,7 +3,8 @@
 Bytes are counted from the plan: every array that a kernel has as an argument once, and of arrays that are
 read by the source of an edge one row an edge. Their time at best is that of streaming the former from memory,
 and the latter from whichever cache holds the array that is gathered from (``memory.read_bandwidth`` of arrays
-of that size). What a kernel computes is not counted: where it is bound by arithmetic, its share is low.
+of that size). An array that one kernel gathers from counts so in every kernel over the same edges. What a
+kernel computes is not counted: where it is bound by arithmetic, its share is low.
 """
 
 from __future__ import annotations
