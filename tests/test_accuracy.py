@@ -113,8 +113,8 @@ def test_table_has_means_targets_and_rivals(tmp_path: Path) -> None:
     ]
     text = table.document(results)
     assert "| GCN | 1 | 82.50 ± 0.71 | 83.00 ± 0.00 | 80.50 ± 0.71 |" in text
-    assert "| GCN | **ours** | 83.00 ± 0.00 | 80.50 ± 0.71 |" in text
-    assert "| GCN | lsq | – | 75.00 ± 0.00 |" in text
+    assert "| GCN | **ours** | 1 | 83.00 ± 0.00 | 80.50 ± 0.71 |" in text
+    assert "| GCN | lsq | 1 | – | 75.00 ± 0.00 |" in text
     assert table.missed_targets(results) == []
     worse = [*results, _result("fine-tuned", 2, 2, 0.79)]
     assert table.missed_targets(worse) == ["Cora GCN: INT2 80.00, wanted 80.50"]

@@ -95,10 +95,12 @@ def _rivals(cells: Cells, dataset: str, widths: Sequence[int]) -> list[str]:
             columns = [cells.get(dataset, model, method, bits) for bits in widths]
             if any(columns) and methods:
                 name = "**ours**" if method == "fine-tuned" else method
-                lines.append([MODELS[model].title, name, *map(shown, columns)])
+                seeds = min(len(column) for column in columns if column)
+                lines.append([MODELS[model].title, name, str(seeds), *map(shown, columns)])
     if not lines:
         return []
-    return ["", f"### {dataset}, rivals", "", *grid(["model", "method", *(f"INT{b}" for b in widths)], lines)]
+    heading = ["model", "method", "seeds", *(f"INT{b}" for b in widths)]
+    return ["", f"### {dataset}, rivals", "", *grid(heading, lines)]
 
 
 def missed_targets(results: Sequence[Result]) -> list[str]:
