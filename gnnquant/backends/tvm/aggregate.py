@@ -14,6 +14,7 @@ from gnnquant.backends.tvm.emit import (
     cast,
     choose,
     const,
+    fold_sum,
     maximum,
     minimum,
     number,
@@ -33,7 +34,7 @@ from gnnquant.backends.tvm.segments import STARTS, combine
 from gnnquant.integer_graph import EDGE_LEVELS, ONE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.backends.tvm.values import Rows
@@ -43,6 +44,8 @@ SLICE = 32768
 """Edges whose sums fit 32 bits at any width: 32768 * 127 * 510 < 2^31."""
 RUNS = {8: 64, 4: 16, 2: 64}
 """Edges of a run by stored bits: of packed codes, as many as 16-bit sums are exact for."""
+KEPT = 256
+"""Edges of a row whose weights are kept until they are rounded."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
 
 
@@ -89,19 +92,15 @@ class _WeightedSum:
         self.indices = kernel.graph_buffer(graph, "src")
         self.codes = kernel.buffer(stored.buffer)
         self.scales = kernel.buffer(stored.scale) if stored.scale else None
-        self.weights = _edge_weights(kernel, node)
         # one weight for all edges: 127 unless the scale is 0
-        self.constant = self.scales is None and self.weights is None
-        self.edges = ""
-        if not self.constant:
-            self.edges = kernel.context.add(
-                f"weights.{graph}.{self.heads}", "float32", (graph, self.heads), "workspace"
-            )
+        self.constant = self.scales is None and len(node.inputs) == 1
         self.padded = round_up(self.layout.chunks * self.layout.per_chunk * self.layout.lanes, 16)
         self.narrow = kernel.reserve("int32", self.padded)
         self.wide = kernel.reserve("int64", self.padded)
         self.sums = kernel.reserve("int64", self.heads)
         self.unit = kernel.reserve("float32", self.heads)
+        self.method, self.code = self._way()
+        self.edge_codes = _EdgeCodes(self, self.code)
         self.save: Any = None
 
     def emit(self) -> Rows:
@@ -114,88 +113,21 @@ class _WeightedSum:
         kernel, b = self.kernel, self.kernel.b
         first = b.let(self.indptr[kernel.base + r])
         degree = b.let(self.indptr[kernel.base + r + 1] - first)
-        self._edge_weights(first, degree)
+        self.edge_codes.begin(first, degree)
         slices = (degree + (SLICE - 1)) // SLICE
         with b.when(slices != 1), b.loop(self.padded) as c:
             kernel.save("int64", const(0, "int64"), self.wide + c)
         with b.loop(slices) as index:
             start = b.let(first + index * SLICE)
             count = b.let(tirx.min(const(SLICE), degree - index * SLICE))
+            self.edge_codes.begin_slice()
             self._accumulate(start, count)
+            self.edge_codes.end_slice()
             with b.when(slices != 1), b.loop(self.padded) as c:
                 value = kernel.load("int64", self.wide + c)
                 value = value + cast(kernel.load("int32", self.narrow + c), "int64")
                 kernel.save("int64", value, self.wide + c)
         b.branch(slices == 1, lambda: self._finish(r, degree), lambda: self._finish_wide(r, degree))
-
-    def _edge_weights(self, first: Any, degree: Any) -> None:
-        """8-bit edge weights (as int32, in the memory of floats), their sums and units."""
-        kernel, b, heads = self.kernel, self.kernel.b, self.heads
-        if self.constant:
-            scale = np.float32(self.source.attrs["scale"])
-            weight, step = _constant_weight(scale)
-            kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), self.sums)
-            kernel.save("float32", kernel.learned(step)(), self.unit)
-            return
-        edges = kernel.buffer(self.edges)
-        if self.scales is None:
-            source_scale = kernel.learned(self.source.attrs["scale"])
-        largest = kernel.reserve("float32", heads)
-
-        def each(body: Any) -> None:
-            kernel.each(heads, body)
-
-        each(lambda h: kernel.save("float32", number(0.0), largest + h))
-        with b.loop(degree) as k:
-            e = b.let(first + k)
-            j = b.let(self.indices[e])
-
-            def value(h: Any) -> None:
-                weight = self._weight(e, h)
-                v = weight
-                if self.scales is not None:
-                    scale = self.scales[j]
-                    v = scale if weight is None else product(weight, scale, 1)
-                elif weight is not None:
-                    v = product(weight, source_scale(), 1)
-                v = b.let(v)
-                b.store(edges, v, e, h)
-                best = maximum(kernel.load("float32", largest + h), unary("llvm.fabs", v, 1))
-                kernel.save("float32", best, largest + h)
-
-            each(value)
-
-        def unit(h: Any) -> None:
-            most = b.let(kernel.load("float32", largest + h))
-            kernel.save("float32", most * number(float(UNIT)), self.unit + h)
-            ratio = choose(most > number(0.0), number(EDGE_LEVELS) / most, number(0.0))
-            kernel.save("float32", ratio, largest + h)
-            kernel.save("int64", const(0, "int64"), self.sums + h)
-
-        each(unit)
-        with b.loop(degree) as k:
-
-            def code(h: Any) -> None:
-                e = first + k
-                t = edges[e, h] * kernel.load("float32", largest + h)
-                t = b.let(cast(unary("llvm.rint", t, 1), "int32"))
-                b.store(edges, reinterpret(t, "float32"), e, h)
-                total = kernel.load("int64", self.sums + h) + cast(t, "int64")
-                kernel.save("int64", total, self.sums + h)
-
-            each(code)
-
-    def _weight(self, e: Any, h: Any) -> Any:
-        if self.weights is None:
-            return None
-        return self.weights.at(e, h, 1)
-
-    def _code(self, e: Any, group: Any) -> Any:
-        """The 8-bit weight of edge e for the head of a group of columns."""
-        if self.constant:
-            return const(_constant_weight(np.float32(self.source.attrs["scale"]))[0])
-        value = self.kernel.buffer(self.edges)[e, self._head(group)]
-        return reinterpret(value, "int32")
 
     def _head(self, group: Any) -> Any:
         """The head (of this aggregation) of a group."""
@@ -214,21 +146,22 @@ class _WeightedSum:
             begin = self.kernel.b.let((more + 1) * run)
             self._run(start + begin, tirx.min(const(run), count - begin), True)
 
+    def _way(self) -> tuple[Callable[[Any, Any, bool], None], str]:
+        """The loop nest of a run, and the type in which it reads the weights of edges."""
+        machine, lanes = self.kernel.machine, self.kernel.lanes
+        if self.layout.bits != 8:
+            vectors = 2 * self.layout.chunk_bytes / (4 * lanes)
+            if self.heads == 1 and machine.bytes and vectors in (1, 2):
+                return self._run_packed_pairs, "int8"
+            return self._run_packed, "int16"
+        if self.heads == 1 and self.layout.lanes == lanes and machine.words and self.layout.groups % 4 == 0:
+            return self._run_pairs, "int16"
+        return self._run_bytes, "int32"
+
     def _run(self, start: Any, count: Any, add: bool) -> None:
         """A run of edges, whose sums replace those in the int32 row or are added to them."""
-        if self.layout.bits != 8:
-            vectors = 2 * self.layout.chunk_bytes / (4 * self.kernel.lanes)
-            by_pairs = self.heads == 1 and self.kernel.machine.bytes and vectors in (1, 2)
-            (self._run_packed_pairs if by_pairs else self._run_packed)(start, count, add)
-        elif (
-            self.heads == 1
-            and self.layout.lanes == self.kernel.lanes
-            and self.kernel.machine.words
-            and self.layout.groups % 4 == 0
-        ):
-            self._run_pairs(start, count, add)
-        else:
-            self._run_bytes(start, count, add)
+        self.edge_codes.write(start, count)
+        self.method(start, count, add)
 
     def _ask(self, e: Any, first: Any, size: int) -> None:
         """Prefetch ``size`` bytes of the row of an edge that comes later."""
@@ -260,7 +193,7 @@ class _WeightedSum:
                 for g in range(together):
                     group = index * together + g
                     if weight is None or self.heads > 1:
-                        weight = b.let(splat(self._code(e, group), lanes))
+                        weight = b.let(splat(self.edge_codes.at(k, self._head(group)), lanes))
                     u = cast(self.codes[j, span(group * lanes, lanes)], "int32", lanes)
                     if pairs:
                         words = (reinterpret(v, "int16", 2 * lanes) for v in (u, weight))
@@ -289,13 +222,11 @@ class _WeightedSum:
             with b.loop((count + 1) // 2) as pair:
                 e = b.let(start + 2 * pair)
                 # an edge without a partner is its own, with the weight 0
-                both = 2 * pair + 1 < count
                 e2 = b.let(tirx.min(e + 1, start + count - 1))
                 j, j2 = b.let(self.indices[e]), b.let(self.indices[e2])
                 for edge in (e, e2):
                     self._ask(edge, first, steps * width)
-                upper = choose(both, shift_left(self._code(e2, 0), 16, "int32", 1), const(0))
-                weights = (self._code(e, 0) & const(0xFFFF)) | upper
+                weights = self.edge_codes.pair(pair, count)
                 weight = b.let(reinterpret(splat(weights, lanes), "int16", 2 * lanes))
                 for step in range(steps):
                     place = first + step * width
@@ -323,7 +254,6 @@ class _WeightedSum:
         parts = [(c, v, s) for c in range(together) for v in range(len(orders)) for s in range(shifts)]
         slots = {part: slot for slot, part in enumerate(parts)}
         mask = splat(const((2**layout.bits - 1) * 0x0101, "uint16"), 2 * lanes)
-        weights = self._run_weights(start, count)
 
         def block(index: Any) -> None:
             acc = b.registers(len(slots), "int16", 2 * lanes)
@@ -336,7 +266,8 @@ class _WeightedSum:
                 rows = [b.let(self.indices[edge]) for edge in (e, e2)]
                 for edge in (e, e2):
                     self._ask(edge, index * together * size, together * size)
-                weight = b.let(reinterpret(splat(weights(pair), 2 * lanes), "int8", width))
+                weights = self.edge_codes.pair(pair, count)
+                weight = b.let(reinterpret(splat(weights, 2 * lanes), "int8", width))
                 for c in range(together):
                     place = (index * together + c) * size
                     both = [b.let(self.codes[row, span(place, size)]) for row in rows]
@@ -351,19 +282,6 @@ class _WeightedSum:
                     self._spread([acc[slots[c, v, s]] for v in range(len(orders))], orders, add, (index * together + c) * per + s)
 
         kernel.each(layout.chunks // together, block)
-
-    def _run_weights(self, start: Any, count: Any) -> Any:
-        """``weights(pair)``: the weights of two edges of a run as the bytes of an int16; 0 behind the last."""
-        kernel, b = self.kernel, self.kernel.b
-        if self.constant:
-            one = int(self._code(0, 0)) & 0xFF
-            both = int(np.uint16(one | one << 8).astype(np.int16))
-            return lambda pair: choose(2 * pair + 1 < count, const(both, "int16"), const(one, "int16"))
-        bytes_ = kernel.reserve("uint8", max(RUNS.values()) + 1)
-        with b.loop(count) as k:
-            kernel.save("uint8", cast(cast(self._code(start + k, 0), "int8"), "uint8"), bytes_ + k)
-        kernel.save("uint8", const(0, "uint8"), bytes_ + count)
-        return lambda pair: reinterpret(kernel.load("uint8", bytes_ + 2 * pair, 2), "int16")
 
     def _spread(self, sums: list[Any], orders: Sequence[list[int]], add: bool, group: Any) -> None:
         """Add 16-bit sums, in the order of interleaved bytes, to those of two groups.
@@ -404,8 +322,8 @@ class _WeightedSum:
                     words = b.let(reinterpret(data, "uint16", lanes))
                     for i in range(per):
                         if weight is None or self.heads > 1:
-                            code = self._code(e, chunk * per + i)
-                            weight = b.let(splat(cast(code, "int16"), lanes))
+                            head = self._head(chunk * per + i)
+                            weight = b.let(splat(self.edge_codes.at(k, head), lanes))
                         u = shift_right(words, i * layout.bits, "uint16", lanes)
                         if i < per - 1:
                             u = u & mask
@@ -465,6 +383,182 @@ class _WeightedSum:
                 column(c)
 
         kernel.each(layout.groups, group)
+
+
+class _EdgeCodes:
+    """The 8-bit weights of a destination's edges: their unit, their sum, and a run of them at a time.
+
+    ``v = a_e * s_j`` is needed twice, for its largest magnitude and for the codes. With one head the first
+    ``KEPT`` of a row are kept, and rounded in vectors; what comes later, and heads, which are vectors
+    themselves where there are enough of them, are computed again.
+    """
+
+    def __init__(self, total: _WeightedSum, dtype: str) -> None:
+        self.total = total
+        self.kernel = total.kernel
+        self.dtype = dtype
+        self.constant = total.constant
+        self.heads = total.heads
+        self.weights = _edge_weights(self.kernel, total.node)
+        self.scale: Any = None
+        self.first: Any = None
+        if self.constant:
+            return
+        if total.scales is None:
+            self.scale = self.kernel.learned(total.source.attrs["scale"])
+        lanes, reserve = self.kernel.lanes, self.kernel.reserve
+        self.single = self.heads == 1
+        self.lanes = lanes if self.single or self.heads % lanes == 0 else 1
+        self.slots = lanes if self.single else self.heads
+        self.stored = {"int8": "uint8", "int16": "uint16", "int32": "int32"}[dtype]
+        self.place = reserve(self.stored, (RUNS[total.layout.bits] + lanes) * self.heads)
+        self.kept = reserve("float32", KEPT + lanes) if self.single else 0
+        self.totals = reserve("int32", self.slots)
+        self.ratio = reserve("float32", self.heads)
+
+    def begin(self, first: Any, degree: Any) -> None:
+        """Units of a row, and zeros for its sums."""
+        kernel, sums = self.kernel, self.total.sums
+        self.first = first
+        if self.constant:
+            weight, step = _constant_weight(np.float32(self.total.source.attrs["scale"]))
+            kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), sums)
+            kernel.save("float32", kernel.learned(step)(), self.total.unit)
+            return
+        (self._largest_of_row if self.single else self._largest_of_heads)(first, degree)
+        kernel.each(self.heads, lambda h: kernel.save("int64", const(0, "int64"), sums + h))
+
+    def _largest_of_row(self, first: Any, degree: Any) -> None:
+        kernel, b, lanes = self.kernel, self.kernel.b, self.kernel.lanes
+        most = b.registers(1, "float32")
+        b.store(most, number(0.0), 0)
+        with b.loop(degree) as k:
+            v = b.let(self._value(first + k, 0, 1))
+            kernel.save("float32", v, self.kept + tirx.min(k, const(KEPT)))
+            b.store(most, maximum(most[0], unary("llvm.fabs", v, 1)), 0)
+        # lanes behind the last edge weigh 0
+        kernel.save("float32", number(0.0, lanes), self.kept + tirx.min(degree, const(KEPT)), lanes)
+        self._unit(most[0], 0, 1)
+
+    def _largest_of_heads(self, first: Any, degree: Any) -> None:
+        kernel, b, lanes, ratio = self.kernel, self.kernel.b, self.lanes, self.ratio
+
+        def each(body: Callable[[Any], None]) -> None:
+            kernel.each(self.heads // lanes, lambda i: body(i * lanes))
+
+        each(lambda h: kernel.save("float32", number(0.0, lanes), ratio + h, lanes))
+        with b.loop(degree) as k:
+            edge = b.let(first + k)
+
+            def compare(h: Any) -> None:
+                v = unary("llvm.fabs", self._value(edge, h, lanes), lanes)
+                v = maximum(kernel.load("float32", ratio + h, lanes), v)
+                kernel.save("float32", v, ratio + h, lanes)
+
+            each(compare)
+        each(lambda h: self._unit(kernel.load("float32", ratio + h, lanes), h, lanes))
+
+    def _unit(self, most: Any, head: Any, lanes: int) -> None:
+        kernel = self.kernel
+        most = kernel.b.let(most)
+        zero = number(0.0, lanes)
+        kernel.save("float32", most * number(float(UNIT), lanes), self.total.unit + head, lanes)
+        ratio = choose(most > zero, number(EDGE_LEVELS, lanes) / most, zero)
+        kernel.save("float32", ratio, self.ratio + head, lanes)
+
+    def begin_slice(self) -> None:
+        """Zeros for the 32-bit sums."""
+        if not self.constant:
+            lanes = self.lanes
+            self.kernel.each(
+                self.slots // lanes,
+                lambda i: self.kernel.save("int32", splat(const(0), lanes), self.totals + i * lanes, lanes),
+            )
+
+    def end_slice(self) -> None:
+        """Add the 32-bit sums, exact for ``SLICE`` edges, to those of the row."""
+        if self.constant:
+            return
+        kernel, sums = self.kernel, self.total.sums
+
+        def add(value: Any, head: Any) -> None:
+            kernel.save("int64", kernel.load("int64", sums + head) + cast(value, "int64"), sums + head)
+
+        if self.single:
+            add(fold_sum(kernel.b.let(kernel.load("int32", self.totals, self.lanes)), self.lanes), 0)
+        else:
+            kernel.each(self.heads, lambda h: add(kernel.load("int32", self.totals + h), h))
+
+    def write(self, start: Any, count: Any) -> None:
+        """The codes of a run; with one head zeros follow up to the end of a vector."""
+        if self.constant:
+            return
+        kernel, b = self.kernel, self.kernel.b
+        if not self.single:
+            with b.loop(count) as k:
+                edge = b.let(start + k)
+
+                def code(i: Any) -> None:
+                    h, lanes = i * self.lanes, self.lanes
+                    self._write(self._value(edge, h, lanes), k * self.heads + h, h, lanes)
+
+                kernel.each(self.heads // self.lanes, code)
+            return
+        lanes = self.lanes
+        begin = b.let(start - self.first)
+
+        def from_kept() -> None:
+            with b.loop((count + (lanes - 1)) // lanes) as i:
+                v = kernel.load("float32", self.kept + begin + i * lanes, lanes)
+                self._write(v, i * lanes, 0, lanes)
+
+        def again() -> None:
+            with b.loop(count) as k:
+                self._write(self._value(start + k, 0, 1), k, 0, 1)
+            kernel.save(self.stored, splat(const(0, self.stored), lanes), self.place + count, lanes)
+
+        b.branch(begin + count <= KEPT, from_kept, again)
+
+    def _write(self, v: Any, place: Any, head: Any, lanes: int) -> None:
+        """Round ``lanes`` weights and add them to the sums."""
+        kernel = self.kernel
+        ratio = kernel.load("float32", self.ratio + head, 1 if self.single else lanes)
+        ratio = splat(ratio, lanes) if self.single else ratio
+        t = kernel.b.let(cast(unary("llvm.rint", v * ratio, lanes), "int32", lanes))
+        slot = self.totals + head
+        kernel.save("int32", kernel.load("int32", slot, lanes) + t, slot, lanes)
+        if self.dtype != "int32":
+            t = reinterpret(cast(t, self.dtype, lanes), self.stored, lanes)
+        kernel.save(self.stored, t, self.place + place, lanes)
+
+    def at(self, k: Any, head: Any) -> Any:
+        """The weight of edge k of the run."""
+        if self.constant:
+            return const(self._one, self.dtype)
+        value = self.kernel.load(self.stored, self.place + k * self.heads + head)
+        return value if self.dtype == "int32" else reinterpret(value, self.dtype)
+
+    def pair(self, pair: Any, count: Any) -> Any:
+        """The weights of two edges of the run as one integer; 0 is that of an edge behind the last."""
+        wide = {"int8": "int16", "int16": "int32"}[self.dtype]
+        if self.constant:
+            bits = 8 if self.dtype == "int8" else 16
+            alone = self._one & (2**bits - 1)
+            both = int(np.array(alone | alone << bits).astype(wide))
+            return choose(2 * pair + 1 < count, const(both, wide), const(alone, wide))
+        return reinterpret(self.kernel.load(self.stored, self.place + 2 * pair, 2), wide)
+
+    @property
+    def _one(self) -> int:
+        return _constant_weight(np.float32(self.total.source.attrs["scale"]))[0]
+
+    def _value(self, edge: Any, head: Any, lanes: int) -> Any:
+        """``a_e * s_j(e)``, rounded once."""
+        scales, indices = self.total.scales, self.total.indices
+        scale = self.scale(lanes) if scales is None else splat(scales[indices[edge]], lanes)
+        if self.weights is None:
+            return scale
+        return product(self.weights.at(edge, head, lanes), scale, lanes)
 
 
 def _in_order(values: list[Any], lanes: int) -> list[Any]:

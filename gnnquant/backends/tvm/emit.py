@@ -156,6 +156,15 @@ def fold_max(value: Any, lanes: int) -> Any:
     return value
 
 
+def fold_sum(value: Any, lanes: int) -> Any:
+    """The sum of the lanes of an integer vector, by halving."""
+    while lanes > 1:
+        half = lanes // 2
+        value = shuffle([value], range(half)) + shuffle([value], range(half, lanes))
+        lanes = half
+    return value
+
+
 def transposed(rows: Sequence[Any], lanes: int) -> list[Any]:
     """The columns of a square of vectors; ``rows`` should be bound."""
     found = list(rows)
