@@ -27,7 +27,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
     unary,
 )
-from gnnquant.backends.tvm.gemm import dot_bytes, dot_words, interleaved
+from gnnquant.backends.tvm.gemm import dot_bytes, dot_quads, dot_words, interleaved
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.segments import STARTS, combine
@@ -155,7 +155,7 @@ class _WeightedSum:
                 return self._run_packed_pairs, "int8"
             return self._run_packed, "int16"
         if self.heads == 1 and self.layout.lanes == lanes and machine.words and self.layout.groups % 4 == 0:
-            return self._run_pairs, "int16"
+            return (self._run_quads, "int8") if machine.quads else (self._run_pairs, "int16")
         return self._run_bytes, "int32"
 
     def _run(self, start: Any, count: Any, add: bool) -> None:
@@ -226,7 +226,7 @@ class _WeightedSum:
                 j, j2 = b.let(self.indices[e]), b.let(self.indices[e2])
                 for edge in (e, e2):
                     self._ask(edge, first, steps * width)
-                weights = self.edge_codes.pair(pair, count)
+                weights = self.edge_codes.several(pair, count, 2)
                 weight = b.let(reinterpret(splat(weights, lanes), "int16", 2 * lanes))
                 for step in range(steps):
                     place = first + step * width
@@ -237,12 +237,53 @@ class _WeightedSum:
                             wide = reinterpret(shuffle([mixed, zero], order_), "int16", 2 * lanes)
                             i = 4 * step + 2 * half + quarter
                             b.store(acc, acc[i] + dot_words(kernel.machine, wide, weight), i)
-            for step in range(steps):
-                values = [b.let(acc[4 * step + i]) for i in range(4)]
-                for part, value in enumerate(_in_order(values, lanes)):
-                    self._sum(value, self.narrow + first + step * width + part * lanes, lanes, add)
+            self._save_in_order(acc, first, steps, add)
 
         kernel.each(self.layout.groups // (4 * steps), block)
+
+    def _run_quads(self, start: Any, count: Any, add: bool) -> None:
+        """Bytes of four edges at a time, interleaved, so that one product adds all of them."""
+        kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
+        width = 4 * lanes
+        steps = _divisor(self.layout.groups // 4, 2)
+        by_bytes, by_words = interleaved(width, 16), interleaved(width // 2, 8)
+
+        def block(index: Any) -> None:
+            acc = b.registers(4 * steps, "int32", lanes)
+            for i in range(4 * steps):
+                b.store(acc, splat(const(0), lanes), i)
+            first = index * (steps * width)
+            with b.loop((count + 3) // 4) as quad:
+                last = start + count - 1
+                edges = [b.let(tirx.min(start + 4 * quad + i, last)) for i in range(4)]
+                nodes = [b.let(self.indices[edge]) for edge in edges]
+                for edge in edges:
+                    self._ask(edge, first, steps * width)
+                weights = splat(self.edge_codes.several(quad, count, 4), lanes)
+                weight = b.let(reinterpret(weights, "int8", width))
+                for step in range(steps):
+                    place = first + step * width
+                    rows = [b.let(self.codes[node, span(place, width)]) for node in nodes]
+                    for half, order in enumerate(by_bytes):
+                        pairs = [
+                            b.let(reinterpret(shuffle(rows[i : i + 2], order), "uint16", 2 * lanes))
+                            for i in (0, 2)
+                        ]
+                        for quarter, order_ in enumerate(by_words):
+                            four = reinterpret(shuffle(pairs, order_), "uint8", width)
+                            i = 4 * step + 2 * half + quarter
+                            b.store(acc, dot_quads(kernel.machine, acc[i], four, weight), i)
+            self._save_in_order(acc, first, steps, add)
+
+        kernel.each(self.layout.groups // (4 * steps), block)
+
+    def _save_in_order(self, acc: Any, first: Any, steps: int, add: bool) -> None:
+        """Four vectors a step, of interleaved columns, to the int32 row."""
+        lanes = self.layout.lanes
+        for step in range(steps):
+            values = [self.kernel.b.let(acc[4 * step + i]) for i in range(4)]
+            for part, value in enumerate(_in_order(values, lanes)):
+                self._sum(value, self.narrow + first + 4 * lanes * step + part * lanes, lanes, add)
 
     def _run_packed_pairs(self, start: Any, count: Any, add: bool) -> None:
         """Packed codes of two edges at a time: their bytes interleaved, so that one product adds both."""
@@ -266,7 +307,7 @@ class _WeightedSum:
                 rows = [b.let(self.indices[edge]) for edge in (e, e2)]
                 for edge in (e, e2):
                     self._ask(edge, index * together * size, together * size)
-                weights = self.edge_codes.pair(pair, count)
+                weights = self.edge_codes.several(pair, count, 2)
                 weight = b.let(reinterpret(splat(weights, 2 * lanes), "int8", width))
                 for c in range(together):
                     place = (index * together + c) * size
@@ -538,15 +579,20 @@ class _EdgeCodes:
         value = self.kernel.load(self.stored, self.place + k * self.heads + head)
         return value if self.dtype == "int32" else reinterpret(value, self.dtype)
 
-    def pair(self, pair: Any, count: Any) -> Any:
-        """The weights of two edges of the run as one integer; 0 is that of an edge behind the last."""
-        wide = {"int8": "int16", "int16": "int32"}[self.dtype]
-        if self.constant:
-            bits = 8 if self.dtype == "int8" else 16
-            alone = self._one & (2**bits - 1)
-            both = int(np.array(alone | alone << bits).astype(wide))
-            return choose(2 * pair + 1 < count, const(both, wide), const(alone, wide))
-        return reinterpret(self.kernel.load(self.stored, self.place + 2 * pair, 2), wide)
+    def several(self, index: Any, count: Any, size: int) -> Any:
+        """The weights of edges ``size * index`` on, as one integer; 0 is that of an edge behind the last."""
+        bits = 8 if self.dtype == "int8" else 16
+        wide = f"int{size * bits}"
+        if not self.constant:
+            return reinterpret(self.kernel.load(self.stored, self.place + size * index, size), wide)
+        code = self._one & (2**bits - 1)
+        left = self.kernel.b.let(count - size * index)
+        result: Any = None
+        for edges in range(1, size + 1):
+            value = sum(code << (bits * edge) for edge in range(edges))
+            constant = const(int(np.array(value, dtype=f"u{wide}").astype(wide)), wide)
+            result = constant if result is None else choose(left >= edges, constant, result)
+        return result
 
     @property
     def _one(self) -> int:

@@ -64,21 +64,27 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
     x86 = _architecture(triple) == "x86_64"
     machine = Machine(4)
     if x86 and {"avx512f", "avx512bw"} <= available:
-        machine = Machine(16, "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512")
+        machine = Machine(
+            16,
+            "llvm.x86.avx512.pmaddw.d.512",
+            "llvm.x86.avx512.pmaddubs.w.512",
+            "llvm.x86.avx512.vpdpbusd.512" if "avx512vnni" in available else "",
+        )
     elif x86 and "avx2" in available:
         machine = Machine(
             8,
             "llvm.x86.avx2.pmadd.wd",
             "llvm.x86.avx2.pmadd.ub.sw",
+            "llvm.x86.avx512.vpdpbusd.256" if "avxvnni" in available else "",
             "llvm.x86.avx.cvt.ps2dq.256",
             ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
         )
     elif x86:
-        bytes_ = "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else ""
         machine = Machine(
             4,
             "llvm.x86.sse2.pmadd.wd",
-            bytes_,
+            "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else "",
+            "",
             "llvm.x86.sse2.cvtps2dq",
             ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128"),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
 
 from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.context import Kernel, StoredRows, fail
@@ -14,6 +15,7 @@ from gnnquant.backends.tvm.emit import (
     cast,
     choose,
     const,
+    fold_max,
     maximum,
     minimum,
     number,
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from gnnquant.integer_graph import Node
 
     Column = Callable[[Any, Any, Any, int], Any]
-    """``value(edge, destination, column, lanes)``."""
+    """``value(edge, destination, column, lanes)``: columns of an edge, or one column of as many edges as the
+    tuple ``edge`` has."""
 
 
 class EdgeKernel(Kernel):
@@ -50,6 +53,7 @@ class EdgeKernel(Kernel):
         super().__init__(context, name)
         self.stage = stage
         self.graph = stage.family.rows
+        self.tail = self.reserve("float32", self.lanes)
         self.computed: dict[str, Column] = {}
         self.readers: dict[str, list[Node]] = {node.name: [] for node in stage.nodes}
         for node in stage.nodes:
@@ -88,15 +92,35 @@ class EdgeKernel(Kernel):
             if not kept:
                 self.computed[node.name] = value
                 continue
-            buffer = self._declare(node)
-            with self.b.loop(degree) as k:
-                e = self.b.let(begin + k)
+            self._sweep(
+                begin, degree, self._declare(node), lambda e, c, lanes, value=value: value(e, i, c, lanes)
+            )
+
+    def _sweep(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
+        """``out[e, c] = value(e, c, lanes)`` for the edges of a row; ``out`` of one column is [E].
+
+        A vector holds columns of an edge; of one column as many edges, and at the end of the row the last
+        one repeatedly, which ``value`` must bear.
+        """
+        b, lanes = self.b, self.lanes
+        if len(out.shape) > 1:
+            with b.loop(degree) as k:
+                e = b.let(begin + k)
                 self._each(
-                    node.columns,
-                    lambda c, lanes, e=e, buffer=buffer, value=value: self.b.store(
-                        buffer, value(e, i, c, lanes), e, span(c, lanes)
-                    ),
+                    int(out.shape[1]), lambda c, lanes: b.store(out, value(e, c, lanes), e, span(c, lanes))
                 )
+            return
+        full = b.let(degree // lanes)
+        with b.loop(full) as k:
+            e = b.let(begin + k * lanes)
+            b.store(out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e, lanes))
+        left = b.let(degree - full * lanes)
+        with b.when(left > 0):
+            e, last = b.let(begin + full * lanes), b.let(begin + degree - 1)
+            edges = tuple(b.let(tirx.min(e + lane, last)) for lane in range(lanes))
+            self.save("float32", value(edges, 0, lanes), self.tail, lanes)
+            with b.loop(left) as lane:
+                b.store(out, self.load("float32", self.tail + lane), e + lane)
 
     def _each(self, columns: int, body: Callable[..., None]) -> None:
         """``body(column, lanes)``, every column once."""
@@ -106,7 +130,8 @@ class EdgeKernel(Kernel):
             self.each(columns, lambda c: body(c, 1))
 
     def _declare(self, node: Node) -> Any:
-        name = self.context.add(f"edges.{node.name}", "float32", (self.graph, node.columns), "workspace")
+        shape = (self.graph,) if node.columns == 1 else (self.graph, node.columns)
+        name = self.context.add(f"edges.{node.name}", "float32", shape, "workspace")
         self.context.stored[node.name] = StoredRows(name, node.columns, False)
         return self.buffer(name)
 
@@ -118,9 +143,19 @@ class EdgeKernel(Kernel):
         node = self.context.nodes[name]
         if node.op == "gather" and node.attrs["index"] == f"{self.graph}.dst":
             of_row = self.reader(node.inputs[0])
-            return lambda e, i, c, lanes: of_row.at(i, c, lanes)
+
+            def at_end(e: Any, i: Any, c: Any, lanes: int) -> Any:
+                return splat(of_row.at(i, c, 1), lanes) if isinstance(e, tuple) else of_row.at(i, c, lanes)
+
+            return at_end
         of_edge = self.reader(name)
-        return lambda e, i, c, lanes: of_edge.at(e, c, lanes)
+
+        def at(e: Any, i: Any, c: Any, lanes: int) -> Any:
+            if isinstance(e, tuple):
+                return shuffle([of_edge.at(edge, c, 1) for edge in e], range(lanes))
+            return of_edge.at(e, c, lanes)
+
+        return at
 
     def _elementwise(self, node: Node) -> Column:
         operands = [self._broadcast(name, node) for name in node.inputs]
@@ -167,6 +202,8 @@ class EdgeKernel(Kernel):
         weight = self.norm_weight(node)
 
         def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
+            if isinstance(e, tuple):
+                return shuffle([value(edge, i, c, 1) for edge in e], range(lanes))
             first = product(roots[sources[e]], weight(e, i, c, lanes), 1)
             return first * roots[i]
 
@@ -183,35 +220,64 @@ class EdgeKernel(Kernel):
         return lambda e, i, c, lanes: choose(edge_id[e] >= 0, number(1.0), number(fill))
 
     def _segment_softmax(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
-        b = self.b
+        b, columns = self.b, node.columns
         x = self.operand(node.inputs[0])
         out = self._declare(node)
-        columns = node.columns
-        best = self.reserve("float32", columns)
-        total = self.reserve("float32", columns)
+        best = _Running(self, columns, float("-inf"))
+        total = _Running(self, columns, 0.0)
 
-        def begins(c: Any, lanes: int) -> None:
-            self.save("float32", number(float("-inf"), lanes), best + c, lanes)
-            self.save("float32", number(0.0, lanes), total + c, lanes)
+        def again(e: Any, c: Any, lanes: int) -> Any:
+            if isinstance(e, tuple):
+                return shuffle([out[edge] for edge in e], range(lanes))
+            return out[e, span(c, lanes)]
 
-        def largest(e: Any, c: Any, lanes: int) -> None:
-            value = maximum(self.load("float32", best + c, lanes), x(e, i, c, lanes))
-            self.save("float32", value, best + c, lanes)
+        def largest(e: Any, c: Any, lanes: int) -> Any:
+            value = b.let(x(e, i, c, lanes))
+            best.put(maximum(best.get(c, lanes), value), c, lanes)
+            return value
 
-        def power(e: Any, c: Any, lanes: int) -> None:
-            value = b.let(maths.exp(x(e, i, c, lanes) - self.load("float32", best + c, lanes), lanes))
-            b.store(out, value, e, span(c, lanes))
-            self.save("float32", self.load("float32", total + c, lanes) + value, total + c, lanes)
+        def power(e: Any, c: Any, lanes: int) -> Any:
+            value = b.let(maths.exp(again(e, c, lanes) - best.get(c, lanes), lanes))
+            if columns > 1:
+                total.put(total.get(c, lanes) + value, c, lanes)
+            return value
 
-        def share(e: Any, c: Any, lanes: int) -> None:
-            divisor = self.load("float32", total + c, lanes) + number(1e-16, lanes)
-            b.store(out, out[e, span(c, lanes)] / divisor, e, span(c, lanes))
+        def share(e: Any, c: Any, lanes: int) -> Any:
+            return again(e, c, lanes) / (total.get(c, lanes) + number(1e-16, lanes))
 
-        self._each(columns, begins)
-        for step in (largest, power, share):
+        self._sweep(begin, degree, out, largest)
+        if columns == 1:
+            best.put(splat(fold_max(best.get(0, self.lanes), self.lanes), self.lanes), 0, self.lanes)
+        self._sweep(begin, degree, out, power)
+        if columns == 1:
+            one = b.registers(1, "float32")
+            b.store(one, number(0.0), 0)
             with b.loop(degree) as k:
-                e = b.let(begin + k)
-                self._each(columns, lambda c, lanes, e=e, step=step: step(e, c, lanes))
+                b.store(one, one[0] + out[begin + k], 0)
+            total.put(splat(one[0], self.lanes), 0, self.lanes)
+        self._sweep(begin, degree, out, share)
+
+
+class _Running:
+    """A float for every column of a row, in a register where one vector holds them."""
+
+    def __init__(self, kernel: EdgeKernel, columns: int, start: float) -> None:
+        self.kernel = kernel
+        lanes = kernel.lanes if columns == 1 or columns % kernel.lanes == 0 else 1
+        count = max(columns // lanes, 1)
+        self.place = kernel.reserve("float32", columns) if count > 1 else -1
+        if count == 1:
+            self.register = kernel.b.registers(1, "float32", lanes)
+        kernel.each(count, lambda index: self.put(number(start, lanes), index * lanes, lanes))
+
+    def get(self, c: Any, lanes: int) -> Any:
+        return self.register[0] if self.place < 0 else self.kernel.load("float32", self.place + c, lanes)
+
+    def put(self, value: Any, c: Any, lanes: int) -> None:
+        if self.place < 0:
+            self.kernel.b.store(self.register, value, 0)
+        else:
+            self.kernel.save("float32", value, self.place + c, lanes)
 
 
 def degree_roots(context: Context, node: Node) -> str:

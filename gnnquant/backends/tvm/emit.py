@@ -28,6 +28,8 @@ class Machine:
         words: x86 name of the product of 16-bit pairs (pmaddwd) on such vectors, ``""`` elsewhere.
         bytes: x86 name of the product of unsigned and signed byte pairs (pmaddubsw), ``""`` without
             it.
+        quads: x86 name of the sum of an int32 and the products of four unsigned and four signed bytes
+            (vpdpbusd of AVX512-VNNI and AVX-VNNI), ``""`` without it.
         rounding: x86 name of the conversion to the nearest int32, ``""`` where the generic one is used.
         narrow: x86 names of the saturating conversions from int32 to int16 and from there to uint8.
     """
@@ -35,6 +37,7 @@ class Machine:
     lanes: int
     words: str = ""
     bytes: str = ""
+    quads: str = ""
     rounding: str = ""
     narrow: tuple[str, str] = ("", "")
 

@@ -1,0 +1,141 @@
+"""Kernels for instructions that this machine may lack: each instruction is replaced by what it means."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from gnnquant.backends.tvm import build, emit
+from gnnquant.backends.tvm import compile as compiler
+from gnnquant.backends.tvm.emit import cast, const, maximum, minimum, reinterpret, splat
+from tests.backends.tvm import graphs
+from tests.backends.tvm.driver import Library
+from tests.backends.tvm.models import SIZES, graph_of
+from tests.backends.tvm.oracle import Oracle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gnnquant.integer_graph import IntegerGraph
+
+TARGETS = {"skylake-avx512": "", "znver4": "vpdpbusd.512", "alderlake": "vpdpbusd.256"}
+"""By LLVM name of a processor: the product of four bytes that it has."""
+WORDS, BYTES, QUADS = "pmaddw.d.512", "pmaddubs.w.512", "vpdpbusd"
+
+
+def part(x: Any, index: int, bits: int, lanes: int, *, signed: bool) -> Any:
+    """Part ``index`` of ``bits`` of every int32."""
+    high = emit.shift_left(x, 32 - bits * (index + 1), "int32", lanes)
+    if signed:
+        return emit.shift_right(high, 32 - bits, "int32", lanes)
+    high = emit.shift_right(reinterpret(high, "uint32", lanes), 32 - bits, "uint32", lanes)
+    return reinterpret(high, "int32", lanes)
+
+
+def words(x: Any, y: Any) -> Any:
+    """Intel's manual, VPMADDWD: sums of two products of signed words."""
+    x, y = (reinterpret(v, "int32", 16) for v in (x, y))
+    products = [part(x, i, 16, 16, signed=True) * part(y, i, 16, 16, signed=True) for i in range(2)]
+    return products[0] + products[1]
+
+
+def bytes_(x: Any, y: Any) -> Any:
+    """VPMADDUBSW: sums of two products of an unsigned and a signed byte, saturated."""
+    x, y = (cast(reinterpret(v, "int16", 32), "int32", 32) for v in (x, y))
+    products = [part(x, i, 8, 32, signed=False) * part(y, i, 8, 32, signed=True) for i in range(2)]
+    limits = [splat(const(limit), 32) for limit in (2**15 - 1, -(2**15))]
+    return cast(maximum(minimum(products[0] + products[1], limits[0]), limits[1]), "int16", 32)
+
+
+def quads(total: Any, x: Any, y: Any, lanes: int) -> Any:
+    """VPDPBUSD: an int32 and four products of an unsigned and a signed byte, modulo 2^32."""
+    x, y = (emit.bind(reinterpret(v, "int32", lanes)) for v in (x, y))
+    for i in range(4):
+        total = total + part(x, i, 8, lanes, signed=False) * part(y, i, 8, lanes, signed=True)
+    return total
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Compiles for this machine what is meant for another; the names of replaced instructions."""
+    found: set[str] = set()
+    real = emit.T.call_llvm_pure_intrin
+
+    def call(dtype: str, name: str, *arguments: Any) -> Any:
+        short = name.removeprefix("llvm.x86.avx512.")
+        if short == name:
+            return real(dtype, name, *arguments)
+        found.add(short)
+        if short.startswith(QUADS):
+            return quads(*arguments, int(short[-3:]) // 32)
+        return {WORDS: words, BYTES: bytes_}[short](*arguments)
+
+    describe = compiler.describe
+
+    def as_if(resolved: dict[str, Any]) -> Any:
+        _, needs = describe(compiler.resolve_target("llvm"))
+        return describe(resolved)[0], needs
+
+    built = compiler.build_library
+    monkeypatch.setattr(emit.T, "call_llvm_pure_intrin", call)
+    monkeypatch.setattr(compiler, "describe", as_if)
+    monkeypatch.setattr(
+        compiler, "build_library", lambda functions, _: built(functions, compiler.resolve_target("llvm"))
+    )
+    return found
+
+
+def check(graph: IntegerGraph, mcpu: str, sizes: Any) -> None:
+    library = Library(build(graph, target={"kind": "llvm", "mcpu": mcpu}))
+    for nodes, edges in sizes:
+        inputs = graphs.values(graph, nodes, edges)
+        oracle = Oracle(graph, inputs)
+        for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
+            np.testing.assert_array_equal(value, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("mcpu", "name"),
+    [
+        *((mcpu, name) for mcpu in TARGETS for name in ("gcn-sparse-8", "gcn-2")),
+        *(("znver4", name) for name in ("gat-4", "gatv2-8", "sage-8")),
+    ],
+)
+def test_models_equal_the_oracle(used: set[str], mcpu: str, name: str) -> None:
+    check(graph_of(name), mcpu, SIZES[1:])
+    if TARGETS[mcpu]:
+        assert TARGETS[mcpu] in used
+    else:
+        assert {WORDS, BYTES} & used
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_four_edges_at_a_time(used: set[str], bits: int, weighted: bool) -> None:
+    """Wide rows, whose edges are summed by the instruction; degrees of all remainders."""
+    check(graphs.gcn(bits, features=20, hidden=256, weighted=weighted), "znver4", [(40, 10), (40, 300)])
+    assert "vpdpbusd.512" in used
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
+@pytest.mark.parametrize(
+    ("mcpu", "instruction"),
+    [
+        ("skylake-avx512", r"vpmaddwd\s.*%zmm"),
+        ("znver4", r"vpdpbusd\s.*%zmm"),
+        ("alderlake", r"vpdpbusd\s.*%ymm"),
+    ],
+)
+def test_instructions_are_used(mcpu: str, instruction: str, tmp_path: Path) -> None:
+    """What LLVM makes of a model for the processor itself, which need not be this one."""
+    model = build(graphs.gcn(8, features=20, hidden=256), target={"kind": "llvm", "mcpu": mcpu})
+    library = tmp_path / "model.so"
+    library.write_bytes(model.library)
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(re.findall(instruction, code)) > 8
