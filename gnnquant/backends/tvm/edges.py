@@ -92,9 +92,7 @@ class EdgeKernel(Kernel):
             if not kept:
                 self.computed[node.name] = value
                 continue
-            self._sweep(
-                begin, degree, self._declare(node), lambda e, c, lanes, value=value: value(e, i, c, lanes)
-            )
+            self._sweep(begin, degree, self._declare(node), _of_row(value, i))
 
     def _sweep(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
         """``out[e, c] = value(e, c, lanes)`` for the edges of a row; ``out`` of one column is [E].
@@ -256,6 +254,10 @@ class EdgeKernel(Kernel):
                 b.store(one, one[0] + out[begin + k], 0)
             total.put(splat(one[0], self.lanes), 0, self.lanes)
         self._sweep(begin, degree, out, share)
+
+
+def _of_row(value: Column, i: Any) -> Callable[[Any, Any, int], Any]:
+    return lambda e, c, lanes: value(e, i, c, lanes)
 
 
 class _Running:
