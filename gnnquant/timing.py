@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 WARM_UP_ROUNDS = 3
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 
@@ -31,7 +31,7 @@ def interleaved_times(
     Args:
         calls: Name -> what to time.
         rounds: Most measurements of a call.
-        seconds: Time for all; a call that has used up its equal share rests, but not before its fifth turn.
+        seconds: Time for all; a call that has used up its equal share rests, but not before its third turn.
         warm_up: Calls before the first measurement.
         pause: Seconds of rest before each measurement, in which the threads of the last one go to sleep.
 

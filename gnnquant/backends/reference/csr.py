@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gnnquant.quantizers.spmm import Order
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,6 +35,12 @@ class Csr:
     def degree(self) -> Tensor:
         """int64 [destinations], number of incoming edges."""
         return torch.bincount(self.target, minlength=self.num_rows)
+
+    @property
+    def order(self) -> Order:
+        """The same edges for sums over them."""
+        ends = self.degree.cumsum(0)
+        return Order(torch.arange(self.source.numel()), self.source, ends - self.degree)
 
 
 def build_csr(graph: EdgeList) -> Csr:

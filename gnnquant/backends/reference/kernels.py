@@ -203,18 +203,17 @@ def spmm(state: State, node: Node, q: QuantizedRows, weight: Tensor | None = Non
     csr = state.csr[node.attrs["graph"]]
     reduce, heads, columns = node.attrs["reduce"], node.attrs["heads"], node.columns
     sources = state.index.graphs[node.attrs["graph"]].sources
-    message = _fit(q.doubled, sources)[csr.source]
+    rows = _fit(q.doubled, sources)
     if reduce in ("max", "min"):
-        return _segment_extreme(message, csr, reduce).to(torch.float32) * (q.scale * 0.5)
+        return _segment_extreme(rows[csr.source], csr, reduce).to(torch.float32) * (q.scale * 0.5)
     scale = q.scale.expand(sources, 1)[csr.source]
     edges = csr.source.numel()
     value = scale if weight is None else _fit(weight, edges).reshape(edges, heads) * scale
     largest = _segment_extreme(value.abs(), csr, "max")
     ratio = _inverse(largest, EDGE_LEVELS)
     codes = (value * ratio[csr.target]).round().to(torch.float64)
-    message = message.view(edges, heads, columns // heads) * codes.unsqueeze(-1)
-    total = torch.zeros((csr.num_rows, heads, columns // heads), dtype=torch.float64)
-    total = total.index_add(0, csr.target, message).to(torch.float32)
+    # exact in any order: integers below 2^53
+    total = csr.order.sums(codes, rows).to(torch.float32).view(csr.num_rows, heads, columns // heads)
     out = total * (largest * _scalar(0.5 / EDGE_LEVELS)).unsqueeze(-1)
     return out / _at_least_one(csr.degree).view(-1, 1, 1) if reduce == "mean" else out
 
