@@ -64,14 +64,32 @@ def aggregate_codes(kernel: RowKernel, node: Node) -> Rows:
     return _WeightedSum(kernel, node, stored, source).emit()
 
 
-def _edge_weights(kernel: RowKernel, node: Node) -> Rows | None:
-    """The second operand: a weight per edge and head."""
-    if len(node.inputs) < 2:
-        return None
-    weights = kernel.reader(node.inputs[1])
-    if weights.columns != node.attrs["heads"]:
-        raise fail(node, f"{weights.columns} edge weights for {node.attrs['heads']} heads")
-    return weights
+class _Weights:
+    """The second operand: a weight per edge and head, in memory or computed for one row after the other."""
+
+    def __init__(self, kernel: RowKernel, node: Node) -> None:
+        self.kernel = kernel
+        self.name = resolve(kernel.context.graph, node.inputs[1])
+        self.inlined = kernel.edges.get(self.name)
+        columns = kernel.context.nodes[self.name].columns
+        if columns != node.attrs["heads"]:
+            raise fail(node, f"{columns} edge weights for {node.attrs['heads']} heads")
+        self.rows: Rows | None = None if self.inlined else kernel.reader(self.name)
+
+    def begin(self, r: Any, first: Any, degree: Any) -> None:
+        """Compute those of row r of the block, where nobody did."""
+        if self.inlined:
+            self.inlined.row(self.kernel.base + r, first, degree)
+            self.rows = self.inlined.exported(self.name)
+
+    def at(self, edge: Any, head: Any, lanes: int) -> Any:
+        """The weights of an edge of the row for ``lanes`` heads."""
+        assert self.rows is not None
+        return self.rows.at(edge, head, lanes)
+
+
+def _edge_weights(kernel: RowKernel, node: Node) -> _Weights | None:
+    return _Weights(kernel, node) if len(node.inputs) > 1 else None
 
 
 class _WeightedSum:
@@ -113,6 +131,8 @@ class _WeightedSum:
         kernel, b = self.kernel, self.kernel.b
         first = b.let(self.indptr[kernel.base + r])
         degree = b.let(self.indptr[kernel.base + r + 1] - first)
+        if self.edge_codes.weights is not None:
+            self.edge_codes.weights.begin(r, first, degree)
         self.edge_codes.begin(first, degree)
         slices = (degree + (SLICE - 1)) // SLICE
         with b.when(slices != 1), b.loop(self.padded) as c:
@@ -700,6 +720,8 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
     def row(r: Any) -> None:
         first = b.let(indptr[base + r])
         degree = b.let(indptr[base + r + 1] - first)
+        if weights is not None:
+            weights.begin(r, first, degree)
 
         def block(column: Any, lanes: int, vectors: int, head: Any) -> None:
             acc = b.registers(vectors, "float32", lanes)

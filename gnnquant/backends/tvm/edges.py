@@ -27,6 +27,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
 )
 from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.values import Rows
 from gnnquant.integer_graph import ELEMENTWISE
 
 if TYPE_CHECKING:
@@ -42,25 +43,14 @@ if TYPE_CHECKING:
 
 
 class EdgeKernel(Kernel):
-    """Emits one stage of edge values: for every destination row, value after value.
-
-    Every value of the stage is written to memory, float32 [E, columns]; a value that is read by
-    one elementwise operation only is computed where it is read.
-    """
+    """One stage of edge values, for every destination row."""
 
     def __init__(self, context: Context, stage: Stage, name: str) -> None:
         """Prepare the kernel of ``stage``."""
         super().__init__(context, name)
         self.stage = stage
         self.graph = stage.family.rows
-        self.tail = self.reserve("float32", self.lanes)
-        self.computed: dict[str, Column] = {}
-        self.readers: dict[str, list[Node]] = {node.name: [] for node in stage.nodes}
-        for node in stage.nodes:
-            for operand in node.inputs:
-                origin = resolve(context.graph, operand)
-                if origin in self.readers:
-                    self.readers[origin].append(node)
+        self.edges = EdgeValues(self, stage)
 
     def body(self) -> None:
         """Emit the statements."""
@@ -74,9 +64,50 @@ class EdgeKernel(Kernel):
                 i = b.let(first + index)
                 begin = b.let(indptr[i])
                 degree = b.let(indptr[i + 1] - begin)
-                self._row(i, begin, degree)
+                self.row(i, begin, degree)
 
-    def _row(self, i: Any, begin: Any, degree: Any) -> None:
+    def row(self, i: Any, begin: Any, degree: Any) -> None:
+        """What is computed of the destination i and its edges."""
+        self.edges.row(i, begin, degree)
+
+
+class EdgeValues:
+    """Emits the values of a stage of edges for one destination row, value after value.
+
+    What the stage exports, or cannot be computed where it is read, is written to memory: float32
+    [E, columns]. Where one aggregation alone reads it, right after it was computed, every row of a thread
+    is written over the last one, from the thread's first edge on: the thread has as many edges as any of
+    its rows, and what is written stays in cache.
+
+    Args:
+        kernel: Where to emit.
+        stage: What.
+        origin: The thread's first row, where rows are written over each other; called once per row.
+    """
+
+    def __init__(self, kernel: Kernel, stage: Stage, origin: Callable[[], Any] | None = None) -> None:
+        self.kernel = kernel
+        self.b, self.lanes = kernel.b, kernel.lanes
+        self.stage = stage
+        self.graph = stage.family.rows
+        self.origin = origin
+        self.shift: Any = 0
+        self.tail = kernel.reserve("float32", self.lanes)
+        self.computed: dict[str, Column] = {}
+        self.buffers: dict[str, str] = {}
+        context = kernel.context
+        self.readers: dict[str, list[Node]] = {node.name: [] for node in stage.nodes}
+        for node in stage.nodes:
+            for operand in node.inputs:
+                origin_ = resolve(context.graph, operand)
+                if origin_ in self.readers:
+                    self.readers[origin_].append(node)
+
+    def row(self, i: Any, begin: Any, degree: Any) -> None:
+        """The values of the edges ``begin .. begin + degree - 1`` of destination i."""
+        if self.origin is not None:
+            indptr = self.kernel.graph_buffer(self.graph, "indptr")
+            self.shift = self.b.let(indptr[self.origin()] - begin)
         for node in self.stage.nodes:
             if node.op == "segment_softmax":
                 self._segment_softmax(node, i, begin, degree)
@@ -84,7 +115,7 @@ class EdgeKernel(Kernel):
             if node.op in ELEMENTWISE:
                 value = self._elementwise(node)
             elif node.op == "gcn_norm":
-                value = self._norm(node)
+                value = norm(self, node)
             else:
                 raise fail(node, "this operation cannot be lowered edge by edge")
             readers = self.readers[node.name]
@@ -93,6 +124,17 @@ class EdgeKernel(Kernel):
                 self.computed[node.name] = value
                 continue
             self._sweep(begin, degree, self._declare(node), _of_row(value, i))
+
+    def exported(self, name: str) -> Rows:
+        """A value of the stage that was written for the last row; rows are edges."""
+        node = self.kernel.context.nodes[name]
+        return Rows(node.columns, False, lambda e, j, lanes: self._written(name, e, j, lanes), True)
+
+    def _written(self, name: str, e: Any, c: Any, lanes: int) -> Any:
+        out = self.kernel.buffer(self.buffers[name])
+        if isinstance(e, tuple):
+            return shuffle([out[edge + self.shift] for edge in e], range(lanes))
+        return out[e + self.shift] if len(out.shape) == 1 else out[e + self.shift, span(c, lanes)]
 
     def _sweep(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
         """``out[e, c] = value(e, c, lanes)`` for the edges of a row; ``out`` of one column is [E].
@@ -105,48 +147,56 @@ class EdgeKernel(Kernel):
             with b.loop(degree) as k:
                 e = b.let(begin + k)
                 self._each(
-                    int(out.shape[1]), lambda c, lanes: b.store(out, value(e, c, lanes), e, span(c, lanes))
+                    int(out.shape[1]), lambda c, lanes: b.store(out, value(e, c, lanes), e + self.shift, span(c, lanes))
                 )
             return
         full = b.let(degree // lanes)
         with b.loop(full) as k:
             e = b.let(begin + k * lanes)
-            b.store(out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e, lanes))
+            b.store(out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e + self.shift, lanes))
         left = b.let(degree - full * lanes)
         with b.when(left > 0):
             e, last = b.let(begin + full * lanes), b.let(begin + degree - 1)
             edges = tuple(b.let(tirx.min(e + lane, last)) for lane in range(lanes))
-            self.save("float32", value(edges, 0, lanes), self.tail, lanes)
+            self.kernel.save("float32", value(edges, 0, lanes), self.tail, lanes)
             with b.loop(left) as lane:
-                b.store(out, self.load("float32", self.tail + lane), e + lane)
+                b.store(out, self.kernel.load("float32", self.tail + lane), e + self.shift + lane)
 
     def _each(self, columns: int, body: Callable[..., None]) -> None:
         """``body(column, lanes)``, every column once."""
         if columns % self.lanes == 0:
-            self.each(columns // self.lanes, lambda index: body(index * self.lanes, self.lanes))
+            self.kernel.each(columns // self.lanes, lambda index: body(index * self.lanes, self.lanes))
         else:
-            self.each(columns, lambda c: body(c, 1))
+            self.kernel.each(columns, lambda c: body(c, 1))
 
     def _declare(self, node: Node) -> Any:
+        context = self.kernel.context
         shape = (self.graph,) if node.columns == 1 else (self.graph, node.columns)
-        name = self.context.add(f"edges.{node.name}", "float32", shape, "workspace")
-        self.context.stored[node.name] = StoredRows(name, node.columns, False)
-        return self.buffer(name)
+        name = f"edges.{node.name}"
+        if self.origin is not None:
+            name = f"scratch.{self.graph}.{node.columns}.{len(self.buffers)}"
+        else:
+            context.stored[node.name] = StoredRows(name, node.columns, False)
+        self.buffers[node.name] = context.add(name, "float32", shape, "workspace")
+        return self.kernel.buffer(name)
 
     def operand(self, name: str) -> Column:
         """A value of the same edges."""
-        name = resolve(self.context.graph, name)
+        context = self.kernel.context
+        name = resolve(context.graph, name)
         if name in self.computed:
             return self.computed[name]
-        node = self.context.nodes[name]
+        if name in self.buffers:
+            return lambda e, i, c, lanes: self._written(name, e, c, lanes)
+        node = context.nodes[name]
         if node.op == "gather" and node.attrs["index"] == f"{self.graph}.dst":
-            of_row = self.reader(node.inputs[0])
+            of_row = self.kernel.reader(node.inputs[0])
 
             def at_end(e: Any, i: Any, c: Any, lanes: int) -> Any:
                 return splat(of_row.at(i, c, 1), lanes) if isinstance(e, tuple) else of_row.at(i, c, lanes)
 
             return at_end
-        of_edge = self.reader(name)
+        of_edge = self.kernel.reader(name)
 
         def at(e: Any, i: Any, c: Any, lanes: int) -> Any:
             if isinstance(e, tuple):
@@ -157,7 +207,7 @@ class EdgeKernel(Kernel):
 
     def _elementwise(self, node: Node) -> Column:
         operands = [self._broadcast(name, node) for name in node.inputs]
-        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
+        scalar = None if "scalar" not in node.attrs else self.kernel.learned(node.attrs["scalar"])
 
         def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
             values = [operand(e, i, c, lanes) for operand in operands]
@@ -169,7 +219,7 @@ class EdgeKernel(Kernel):
 
     def _broadcast(self, name: str, node: Node) -> Column:
         value = self.operand(name)
-        shape, full = self.context.nodes[name].shape, node.shape
+        shape, full = self.kernel.context.nodes[name].shape, node.shape
         count = int(np.prod(shape))
         if count == node.columns:
             return value
@@ -194,40 +244,15 @@ class EdgeKernel(Kernel):
 
         return at
 
-    def _norm(self, node: Node) -> Column:
-        roots = self.buffer(degree_roots(self.context, node))
-        sources = self.graph_buffer(self.graph, "src")
-        weight = self.norm_weight(node)
-
-        def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
-            if isinstance(e, tuple):
-                return shuffle([value(edge, i, c, 1) for edge in e], range(lanes))
-            first = product(roots[sources[e]], weight(e, i, c, lanes), 1)
-            return first * roots[i]
-
-        return value
-
-    def norm_weight(self, node: Node) -> Column:
-        """The weights that are normalised."""
-        if node.inputs:
-            return self.operand(node.inputs[0])
-        fill = float(node.attrs.get("fill", 1.0))
-        if fill == 1.0:
-            return lambda e, i, c, lanes: number(1.0)
-        edge_id = self.graph_buffer(self.graph, "edge_id")
-        return lambda e, i, c, lanes: choose(edge_id[e] >= 0, number(1.0), number(fill))
-
     def _segment_softmax(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
         b, columns = self.b, node.columns
         x = self.operand(node.inputs[0])
         out = self._declare(node)
-        best = _Running(self, columns, float("-inf"))
-        total = _Running(self, columns, 0.0)
+        best = _Running(self.kernel, columns, float("-inf"))
+        total = _Running(self.kernel, columns, 0.0)
 
         def again(e: Any, c: Any, lanes: int) -> Any:
-            if isinstance(e, tuple):
-                return shuffle([out[edge] for edge in e], range(lanes))
-            return out[e, span(c, lanes)]
+            return self._written(node.name, e, c, lanes)
 
         def largest(e: Any, c: Any, lanes: int) -> Any:
             value = b.let(x(e, i, c, lanes))
@@ -251,7 +276,7 @@ class EdgeKernel(Kernel):
             one = b.registers(1, "float32")
             b.store(one, number(0.0), 0)
             with b.loop(degree) as k:
-                b.store(one, one[0] + out[begin + k], 0)
+                b.store(one, one[0] + self._written(node.name, begin + k, 0, 1), 0)
             total.put(splat(one[0], self.lanes), 0, self.lanes)
         self._sweep(begin, degree, out, share)
 
@@ -263,7 +288,7 @@ def _of_row(value: Column, i: Any) -> Callable[[Any, Any, int], Any]:
 class _Running:
     """A float for every column of a row, in a register where one vector holds them."""
 
-    def __init__(self, kernel: EdgeKernel, columns: int, start: float) -> None:
+    def __init__(self, kernel: Kernel, columns: int, start: float) -> None:
         self.kernel = kernel
         lanes = kernel.lanes if columns == 1 or columns % kernel.lanes == 0 else 1
         count = max(columns // lanes, 1)
@@ -291,7 +316,8 @@ def degree_roots(context: Context, node: Node) -> str:
 class RootKernel(EdgeKernel):
     """``d^-1/2`` for the ``gcn_norm`` nodes of a stage."""
 
-    def _row(self, i: Any, begin: Any, degree: Any) -> None:
+    def row(self, i: Any, begin: Any, degree: Any) -> None:
+        """The roots of the destination i."""
         for node in self.stage.nodes:
             if node.op == "gcn_norm":
                 self._root(node, i, begin, degree)
@@ -302,7 +328,7 @@ class RootKernel(EdgeKernel):
             # ones add up to the degree, exactly as far as float32 counts
             self._store_root(node, i, cast(minimum(degree, const(2**24)), "float32"))
             return
-        weight = self.norm_weight(node)
+        weight = _norm_weight(self.edges, node)
         total = b.registers(1, "float32")
         b.store(total, number(0.0), 0)
         with b.loop(degree) as k:
@@ -314,3 +340,30 @@ class RootKernel(EdgeKernel):
         root = self.b.let(unary("llvm.sqrt", maximum(degree, number(0.0)), 1))
         value = choose(root > number(0.0), number(1.0) / root, number(0.0))
         self.b.store(self.buffer(degree_roots(self.context, node)), value, i)
+
+
+def norm(edges: EdgeValues, node: Node) -> Column:
+    """The op ``gcn_norm``, from the roots that a :class:`RootKernel` wrote."""
+    kernel = edges.kernel
+    roots = kernel.buffer(degree_roots(kernel.context, node))
+    sources = kernel.graph_buffer(edges.graph, "src")
+    weight = _norm_weight(edges, node)
+
+    def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
+        if isinstance(e, tuple):
+            return shuffle([value(edge, i, c, 1) for edge in e], range(lanes))
+        first = product(roots[sources[e]], weight(e, i, c, lanes), 1)
+        return first * roots[i]
+
+    return value
+
+
+def _norm_weight(edges: EdgeValues, node: Node) -> Column:
+    """The weights that are normalised."""
+    if node.inputs:
+        return edges.operand(node.inputs[0])
+    fill = float(node.attrs.get("fill", 1.0))
+    if fill == 1.0:
+        return lambda e, i, c, lanes: number(1.0)
+    edge_id = edges.kernel.graph_buffer(edges.graph, "edge_id")
+    return lambda e, i, c, lanes: choose(edge_id[e] >= 0, number(1.0), number(fill))

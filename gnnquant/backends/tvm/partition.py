@@ -42,12 +42,17 @@ class Family(NamedTuple):
 
 @dataclass
 class Stage:
-    """One kernel: the nodes that it computes, in order, and what others need of them."""
+    """One kernel: the nodes that it computes, in order, and what others need of them.
+
+    ``inlined`` are stages of edges whose only export one of its aggregations reads: they are computed row
+    by row where it is.
+    """
 
     level: int
     family: Family
     nodes: list[Node] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
+    inlined: list[Stage] = field(default_factory=list)
 
 
 def stages(graph: IntegerGraph) -> list[Stage]:
@@ -77,7 +82,31 @@ def stages(graph: IntegerGraph) -> list[Stage]:
             continue
         if source_name != origin or not written_in_place(stage_, origin):
             stage_.exports.append(source_name)
-    return [found[key] for key in sorted(found)]
+    inlined = [stage for stage in found.values() if _inline(partition, stage, home)]
+    return [found[key] for key in sorted(found) if found[key] not in inlined]
+
+
+def _inline(partition: _Partition, stage: Stage, home: dict[str, Stage]) -> bool:
+    """Whether the stage was put into the one that alone reads it, as the edge weight of an aggregation."""
+    if stage.family.kind != EDGE_VALUES or not stage.family.moving or len(stage.exports) != 1:
+        return False
+    if any(node.op == "gcn_norm" for node in stage.nodes):
+        return False
+    readers = [
+        node
+        for node in partition.computed
+        if home[node.name] is not stage and any(s.name in stage.exports for s, _ in partition.reads[node.name])
+    ]
+    if len(readers) != 1 or {gathered(partition.graph, name) for name in partition.graph.outputs} & set(
+        stage.exports
+    ):
+        return False
+    (reader,) = readers
+    weights = [resolve(partition.graph, name) for name in reader.inputs[1:]]
+    if not reader.op.endswith("spmm") or weights != stage.exports or reader.attrs["graph"] != stage.family.rows:
+        return False
+    home[reader.name].inlined.append(stage)
+    return True
 
 
 def written_in_place(stage: Stage, name: str) -> bool:

@@ -12,6 +12,7 @@ from tvm import tirx
 from gnnquant.backends.tvm import codes, maths, segments, shapes
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import AHEAD, LINE, Kernel, StoredRows, fail
+from gnnquant.backends.tvm.edges import EdgeValues
 from gnnquant.backends.tvm.emit import const, opaque, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.layout import round_up
@@ -57,6 +58,7 @@ class RowKernel(Kernel):
 
     Attributes:
         block: Rows of a block.
+        first: First row of the thread.
         base: First row of the current block.
         rows: Number of rows of the current block (the last block may be short).
         last: Last row of the space.
@@ -77,9 +79,13 @@ class RowKernel(Kernel):
         self.base: Any = None
         self.rows: Any = None
         self.last: Any = None
+        self.first: Any = None
         self.destinations: tuple[Any, Any] = (0, 0)
         self.values: dict[str, Rows | Codes] = {}
         self.outputs = outputs
+        self.edges = {
+            inlined.exports[0]: EdgeValues(self, inlined, lambda: self.first) for inlined in stage.inlined
+        }
         self.reads: dict[str, int] = {}
         graph = context.graph
         for node in stage.nodes:
@@ -104,6 +110,7 @@ class RowKernel(Kernel):
         with b.shared_loop(self._threads) as thread:
             self.thread = thread
             first, stop = self._share(thread)
+            self.first = first
             for node in reductions:
                 segments.start(self, node)
             blocks = (stop - first + (self.block - 1)) // self.block
