@@ -52,7 +52,8 @@ _ARM = {
     "sme": "sme",
     "sme2": "sme2",
 }
-FLAGS: dict[str, dict[str, str]] = {"x86_64": _X86, "aarch64": _ARM}
+_RISCV = {name: name for name in ("m", "a", "f", "d", "c", "v", "zba", "zbb", "zbs", "zfh", "zvbb")}
+FLAGS: dict[str, dict[str, str]] = {"x86_64": _X86, "aarch64": _ARM, "riscv64": _RISCV}
 """By machine: LLVM's name of each instruction-set feature and the kernel's in ``/proc/cpuinfo``."""
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "x86-64": "x86_64"}
@@ -119,6 +120,15 @@ def host_flags() -> frozenset[str] | None:
                 key, _, value = line.partition(":")
                 if key.strip() in ("flags", "Features"):
                     return frozenset(value.split())
+                if key.strip() == "isa":
+                    return riscv_extensions(value.strip())
     except OSError:
         pass
     return None
+
+
+def riscv_extensions(isa: str) -> frozenset[str]:
+    """The extensions that an ``isa`` line of ``/proc/cpuinfo`` names: ``rv64imafdc_zicsr_zba``."""
+    letters, *longer = isa.lower().split("_")
+    letters = letters.removeprefix("rv32").removeprefix("rv64").replace("g", "imafd")
+    return frozenset({*letters, *longer})
