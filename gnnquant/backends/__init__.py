@@ -32,10 +32,10 @@ def compile(
             integer reference before it is returned, besides a small random call. Where random integers
             are no input of the model, they are all that it is compared on; without them
             ``info["self_check"]`` is then ``"skipped"``. The compiled model takes graphs of any size.
-        target: ``"native"`` for this machine; ``"x86-64-v2"``, ``"x86-64-v3"``, ``"x86-64-v4"``, ``"aarch64"`` or
-            ``"riscv64"`` for others, which need a cross compiler to link with and give a model that is saved
-            here and loaded there; a TVM target (``{"kind": "llvm", "mcpu": ...}``); or ``"reference"``: the
-            same integer graph interpreted in torch. ``"cuda"`` is refused: it has no kernels yet.
+        target: ``"native"`` for this machine; ``"x86-64-v2"``, ``"x86-64-v3"``, ``"x86-64-v4"``,
+            ``"aarch64"`` or ``"riscv64"`` for others, which may need a cross compiler to link with and give a
+            model that is saved here and loaded there; a TVM target (``{"kind": "llvm", "mcpu":
+            ...}``); or ``"reference"``: the same integer graph interpreted in torch. ``"cuda"`` is refused: it has no kernels yet.
         threads: Threads of one call; ``None``: the processors that this process may use (give the number
             for another machine).
 
@@ -90,9 +90,7 @@ def _reference(graph: IntegerGraph, info: dict[str, Any]) -> CompiledModel:
     return CompiledModel(ReferenceExecutor(graph), graph, {**info, "target": "reference"})
 
 
-def _tvm(
-    graph: IntegerGraph, info: dict[str, Any], target: Any, threads: int
-) -> ArtifactPayload:
+def _tvm(graph: IntegerGraph, info: dict[str, Any], target: Any, threads: int) -> ArtifactPayload:
     from importlib.metadata import version
 
     from gnnquant import __version__

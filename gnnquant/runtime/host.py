@@ -114,14 +114,16 @@ def missing_requirements(target: dict[str, Any]) -> list[str]:
 @lru_cache(maxsize=1)
 def host_flags() -> frozenset[str] | None:
     """Features of this machine's processor as the kernel names them; None where it does not say."""
+    # an emulator of another machine may show the lines of its host
+    wanted = {"x86_64": "flags", "aarch64": "Features", "riscv64": "isa"}.get(
+        machine_name(platform.machine())
+    )
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
-                if key.strip() == "isa":
-                    return riscv_extensions(value.strip())
+                if key.strip() == wanted:
+                    return riscv_extensions(value.strip()) if wanted == "isa" else frozenset(value.split())
     except OSError:
         pass
     return None

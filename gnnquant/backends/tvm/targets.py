@@ -28,9 +28,13 @@ TARGETS: dict[str, dict[str, Any]] = {
         "mabi": "lp64d",
     },
 }
-"""By name: a TVM target of kind ``llvm``. The x86-64 levels are those of the System V ABI; ``aarch64`` is Armv8-A
-with NEON, ``riscv64`` is RV64GC with the ABI of Debian, both without later extensions."""
-PACKAGES = {"x86_64": "g++-x86-64-linux-gnu", "aarch64": "g++-aarch64-linux-gnu", "riscv64": "g++-riscv64-linux-gnu"}
+"""By name: a TVM target of kind ``llvm``. The x86-64 levels are those of the System V ABI; ``aarch64`` is
+Armv8-A with NEON, ``riscv64`` is RV64GC with the ABI of Debian, both without later extensions."""
+PACKAGES = {
+    "x86_64": "g++-x86-64-linux-gnu",
+    "aarch64": "g++-aarch64-linux-gnu",
+    "riscv64": "g++-riscv64-linux-gnu",
+}
 """By machine: Debian's package of the compiler that links for it."""
 AVX512 = {"avx512f", "avx512bw"}
 
@@ -66,8 +70,8 @@ def _dictionary(target: Any) -> dict[str, Any]:
             return {"kind": "cuda"}
         if target not in TARGETS:
             raise BackendError(
-                f"tvm backend: unknown target {target!r}: it must be one of {', '.join(names())}, or a TVM target "
-                "such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
+                f"tvm backend: unknown target {target!r}: it must be one of {', '.join(names())}, or a TVM "
+                "target such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
             )
         return {"kind": "llvm", **TARGETS[target]}
     if isinstance(target, Target):
@@ -95,9 +99,9 @@ def names() -> tuple[str, ...]:
 
 def _no_cuda() -> str:
     return (
-        "tvm backend: there is no code for 'cuda' yet: all kernels are written for vectors and threads of a CPU, and "
-        "each needs a second schedule, for blocks of GPU threads, and a runtime that copies inputs to the GPU; "
-        f"compile for one of {', '.join((NATIVE[0], *TARGETS))}"
+        "tvm backend: there is no code for 'cuda' yet: all kernels are written for vectors and threads of a "
+        "CPU; each needs a second schedule, for blocks of GPU threads, and a runtime that copies inputs to "
+        f"the GPU; compile for one of {', '.join((NATIVE[0], *TARGETS))}"
     )
 
 
@@ -115,8 +119,8 @@ def linker(triple: str) -> list[str]:
     """The command that links shared libraries for ``triple``, with its first arguments.
 
     For this machine's architecture: ``CXX``, or else g++, c++ or clang++. For another: the environment
-    variable ``GNNQUANT_CXX_AARCH64`` (``..._RISCV64``, ``..._X86_64``), which may hold arguments too, or else Debian's
-    ``aarch64-linux-gnu-g++``.
+    variable ``GNNQUANT_CXX_AARCH64`` (``..._RISCV64``, ``..._X86_64``), which may hold arguments too, or else
+    Debian's ``aarch64-linux-gnu-g++``.
 
     Raises:
         BackendError: There is none, with the package to install; or the kernels are for no such machine.

@@ -95,7 +95,8 @@ def test_a_missing_cross_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     machine = other_machine()
     monkeypatch.delenv(f"GNNQUANT_CXX_{machine.upper()}", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendError, match=rf"g\+\+-{machine}-linux-gnu, or set GNNQUANT_CXX_{machine.upper()}"):
+    variable = f"GNNQUANT_CXX_{machine.upper()}"
+    with pytest.raises(BackendError, match=rf"g\+\+-{machine}-linux-gnu, or set {variable}"):
         targets.resolve_target(machine)
 
 
