@@ -34,8 +34,9 @@ def compile(
             ``info["self_check"]`` is then ``"skipped"``. The compiled model takes graphs of any size.
         target: ``"native"`` for this machine; ``"x86-64-v2"``, ``"x86-64-v3"``, ``"x86-64-v4"``,
             ``"aarch64"`` or ``"riscv64"`` for others, which may need a cross compiler to link with and give a
-            model that is saved here and loaded there; a TVM target (``{"kind": "llvm", "mcpu":
-            ...}``); or ``"reference"``: the same integer graph interpreted in torch. ``"cuda"`` is refused: it has no kernels yet.
+            model that is saved here and loaded there; a TVM target (``{"kind": "llvm", "mcpu": ...}``); or
+            ``"reference"``: the same integer graph interpreted in torch. ``"cuda"`` is refused: it has no
+            kernels yet.
         threads: Threads of one call; ``None``: the processors that this process may use (give the number
             for another machine).
 
