@@ -47,7 +47,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_prints_the_classes(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare = runpy.run_path(str(EXAMPLE / "prepare.py"))
-    prepare["main"].__globals__["EPOCHS"] = 10
+    prepare["main"].__globals__["EPOCHS"] = 2
     prepare["main"](tmp_path, "Cora" if CORA.is_file() else "digits")
     said = capsys.readouterr().out.strip().splitlines()[-1]
     model = gnnquant.load(tmp_path / "model.gnnq")

@@ -1,4 +1,4 @@
-"""The C++ runtime in tests: ``cpp/run_artifact.cpp`` is built for a machine and run, here or under emulation."""
+"""The C++ runtime in tests: ``cpp/run_artifact.cpp``, built for a machine and run, maybe under emulation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SOURCES = Path(__file__).parent / "cpp"
 INCLUDE = Path(__file__).parents[2] / "gnnquant" / "runtime" / "cpp" / "include"
 OPTIONS = ("-std=c++17", "-O0", "-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror")
 HERE = machine_name(platform.machine())
-QEMU_FEATURES = {"aarch64": "max", "riscv64": "rv64"}
-"""By machine: the processor that is emulated."""
+PROCESSORS = {"aarch64": "cortex-a53", "riscv64": "sifive-u54"}
+"""By machine: the processor that is emulated, one without extensions that came later."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,11 @@ def package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def driver(machine: str, factory: pytest.TempPathFactory) -> Driver:
-    """The program for ``machine``; the test is skipped where its compiler or emulator is missing."""
+def driver(machine: str, factory: pytest.TempPathFactory, processor: str = "") -> Driver:
+    """The program for ``machine``; the test is skipped where its compiler or emulator is missing.
+
+    ``processor`` is what is emulated in place of that of :data:`PROCESSORS`.
+    """
     native = machine == HERE
     compiler = shutil.which("g++" if native else f"{machine}-linux-gnu-g++")
     if compiler is None:
@@ -162,7 +165,8 @@ def driver(machine: str, factory: pytest.TempPathFactory) -> Driver:
             _build(compiler, program, native=native)
     if emulator is None:
         return Driver((str(program),))
-    return Driver((emulator, "-cpu", QEMU_FEATURES[machine], "-L", f"/usr/{machine}-linux-gnu", str(program)))
+    processor = processor or PROCESSORS[machine]
+    return Driver((emulator, "-cpu", processor, "-L", f"/usr/{machine}-linux-gnu", str(program)))
 
 
 def _build(compiler: str, program: Path, *, native: bool) -> None:

@@ -74,7 +74,7 @@ def check_same(
 
 @pytest.mark.parametrize(
     ("name", "threads"),
-    [("gcn-sparse-8", 1), ("gat-4", 2), ("sage-max", 1), ("edges-sums", 3), ("bipartite", 2), ("pooled", 2)],
+    [("gcn-sparse-8", 1), ("gat-4", 2), ("edges-sums", 3), ("pooled", 2)],
 )
 def test_graphs_give_the_same_bits(name: str, threads: int, driver: native.Driver, tmp_path: Path) -> None:
     """Hubs, self-loops, duplicates, isolated nodes, no edges, no nodes; several threads."""
@@ -85,7 +85,7 @@ def test_graphs_give_the_same_bits(name: str, threads: int, driver: native.Drive
     check_same(stored(built(name, threads)), calls, driver, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("gcn", 8), ("gat", 4), ("gin", 2)])
+@pytest.mark.parametrize(("name", "bits"), [("gat", 4), ("sage_max", 2)])
 def test_models_give_the_same_bits(name: str, bits: int, driver: native.Driver, tmp_path: Path) -> None:
     model = gnnquant.compile(converted(name, bits), threads=2 if bits == 4 else 1)
     calls = []

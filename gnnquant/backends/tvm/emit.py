@@ -30,6 +30,11 @@ class Machine:
             it.
         rounding: x86 name of the conversion to the nearest int32, ``""`` where the generic one is used.
         narrow: x86 names of the saturating conversions from int32 to int16 and from there to uint8.
+        halves: Arm names of the product of int16 vectors as int32 (smull) and of the sum of adjacent int32
+            (addp).
+        quads: Arm name of the sum of products of four adjacent bytes that adds to int32 (sdot, usdot), ``""``
+            without it.
+        quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
     """
 
     lanes: int
@@ -37,6 +42,9 @@ class Machine:
     bytes: str = ""
     rounding: str = ""
     narrow: tuple[str, str] = ("", "")
+    halves: tuple[str, str] = ("", "")
+    quads: str = ""
+    quads_limit: int = 0
 
 
 def const(value: float, dtype: str = "int32") -> Any:

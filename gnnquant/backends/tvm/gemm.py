@@ -60,6 +60,12 @@ def dot_words(machine: Machine, x: Any, y: Any) -> Any:
     lanes = machine.lanes
     if machine.words:
         return intrinsic(machine.words, vector_type("int32", lanes), x, y)
+    if all(machine.halves):
+        multiply, add = machine.halves
+        kind = vector_type("int32", lanes)
+        parts = (range(lanes), range(lanes, 2 * lanes))
+        products = (intrinsic(multiply, kind, shuffle([x], part), shuffle([y], part)) for part in parts)
+        return intrinsic(add, kind, *products)
     x, y = reinterpret(x, "int32", lanes), reinterpret(y, "int32", lanes)
 
     def low(v: Any) -> Any:
@@ -74,6 +80,11 @@ def dot_words(machine: Machine, x: Any, y: Any) -> Any:
 def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
     """Sums of products of adjacent byte pairs, x unsigned: bytes x4V to int16x2V."""
     return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
+
+
+def dot_quads(machine: Machine, sums: Any, x: Any, y: Any) -> Any:
+    """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV."""
+    return intrinsic(machine.quads, vector_type("int32", machine.lanes), sums, x, y)
 
 
 def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
@@ -110,9 +121,11 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     integers = weight.integers.astype(np.int64)
     levels, largest = 2**q.bits - 1, _largest(weight)
     _check(node, weight, integers, q)
-    # bytes are exact while a pair of int16 sums cannot overflow, for at least 4 words
+    quads = bool(machine.quads) and levels <= machine.quads_limit
+    # bytes are exact while a pair of int16 sums cannot overflow, for at least 4 words; 0: not so
     reach = 32767 // max(2 * levels * largest, 1)
-    group = 4 if machine.bytes and reach >= 4 else 2
+    reach = reach if machine.bytes and reach >= 4 and not quads else 0
+    group = 4 if reach or quads else 2
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
@@ -257,11 +270,11 @@ def _dense(
         two = kernel.load("uint16", words + row * q.stride + k * 2, 2)
         return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
 
-    slices = -(-layout.words // reach) if group == 4 else 1
+    slices = -(-layout.words // reach) if reach else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
 
     def tile(above: Any, panel: Any) -> None:
-        narrow = group == 4
+        narrow = reach > 0
         acc = b.registers(tall * wide, "int16" if narrow else "int32", (2 if narrow else 1) * lanes)
         size = (2 if narrow else 1) * lanes
         ones = splat(const(1, "int16"), 2 * lanes)
@@ -282,8 +295,8 @@ def _dense(
                     b.let(
                         reinterpret(
                             dense[panel, k, span(c * lanes, lanes)],
-                            "int8" if narrow else "int16",
-                            (4 if narrow else 2) * lanes,
+                            "int8" if group == 4 else "int16",
+                            group * lanes,
                         )
                     )
                     for c in range(wide)
@@ -291,11 +304,14 @@ def _dense(
                 for r in range(tall):
                     x = b.let(factor(above * tall + r, k))
                     for c in range(wide):
+                        slot = r * wide + c
                         if narrow:
-                            value = dot_bytes(machine, x, columns[c])
+                            value = acc[slot] + dot_bytes(machine, x, columns[c])
+                        elif group == 4:
+                            value = dot_quads(machine, acc[slot], x, columns[c])
                         else:
-                            value = dot_words(machine, x, columns[c])
-                        b.store(acc, acc[r * wide + c] + value, r * wide + c)
+                            value = acc[slot] + dot_words(machine, x, columns[c])
+                        b.store(acc, value, slot)
             for r in range(tall):
                 for c in range(wide):
                     value = acc[r * wide + c]
@@ -345,7 +361,7 @@ def _sparse(
 ) -> None:
     """Skip zero codes where most codes of the block are zero, else do all."""
     b = kernel.b
-    dtype = "uint8" if layout.group == 4 else "uint16"
+    dtype = "uint8" if reach else "uint16"
     index = kernel.reserve("uint16", layout.inputs + 16)
     value = kernel.reserve(dtype, layout.inputs + 16)
     parts = -(-layout.inputs // MASKED)
@@ -370,9 +386,8 @@ def _sparse(
     def skip() -> None:
         def row(r: Any) -> None:
             mine = None if masks is None else masks + r * parts
-            pairs = _compress(kernel, layout, q.start + r * q.stride, mine, index, value)
-            reach_ = reach if layout.group == 4 else 0
-            _pairs(kernel, layout, name, reach_, (index, value, pairs, total + r * stride))
+            pairs = _compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype))
+            _pairs(kernel, layout, name, reach, (index, value, pairs, total + r * stride))
 
         _each_row(kernel, q, row)
 
@@ -389,7 +404,7 @@ def _ones(mask: Any) -> Any:
 
 
 def _compress(
-    kernel: RowKernel, layout: WeightLayout, start: Any, masks: Any, index: Any, value: Any
+    kernel: RowKernel, layout: WeightLayout, start: Any, masks: Any, places: tuple[Any, Any, str]
 ) -> Any:
     """Positions and values of the codes that are not 0, padded to a pair; the number of pairs.
 
@@ -398,11 +413,10 @@ def _compress(
         layout: Of the weight.
         start: Of the codes.
         masks: Of the bits that say which are not 0; None where nobody has found them.
-        index: Where positions go.
-        value: Where values go.
+        places: Where positions go, where values go, and the type of these.
     """
     b = kernel.b
-    dtype = "uint8" if layout.group == 4 else "uint16"
+    index, value, dtype = places
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
     if masks is not None:

@@ -150,8 +150,23 @@ def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
     """The vectors of a target, and what code for it needs of a machine."""
     available = set(codegen.llvm_get_cpu_features(Target(resolved)))
     triple = triple_of(resolved)
-    machine = _x86(available) if machine_of(triple) == "x86_64" else Machine(4)
+    machines = {"x86_64": _x86, "aarch64": _arm}
+    machine = machines.get(machine_of(triple), _portable)(available)
     return machine, requirements(triple, str(resolved.get("mcpu", "")), available)
+
+
+def _portable(_: set[str]) -> Machine:
+    return Machine(4)
+
+
+def _arm(available: set[str]) -> Machine:
+    quads, limit = "", 0
+    if "i8mm" in available:
+        quads, limit = "llvm.aarch64.neon.usdot.v4i32.v16i8", 255
+    elif "dotprod" in available:
+        quads, limit = "llvm.aarch64.neon.sdot.v4i32.v16i8", 127
+    halves = ("llvm.aarch64.neon.smull.v4i32", "llvm.aarch64.neon.addp.v4i32")
+    return Machine(4, halves=halves if "neon" in available else ("", ""), quads=quads, quads_limit=limit)
 
 
 def _x86(available: set[str]) -> Machine:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gnnquant.backends.tvm import build
+from gnnquant.backends.tvm import build, targets
 from gnnquant.runtime.artifact import ArtifactPayload, to_bytes
 from tests.backends.tvm import graphs
 from tests.backends.tvm.models import graph_of
@@ -23,31 +23,56 @@ if TYPE_CHECKING:
 
 SIZES = ((0, 0), (1, 4), (13, 40), (83, 500))
 """Nodes and edges."""
-MODELS = ("gcn-2", "gcn-sparse-8", "gat-4", "sage-8", "sage-max", "gatv2-4", "floats")
-"""INT2, INT8 that skips zeros, attention, mean, max, a general edge function, FP32."""
+MODELS = {
+    "aarch64": ("gcn-2", "gcn-sparse-8", "gat-4", "sage-8", "sage-max", "gatv2-4", "floats"),
+    "riscv64": ("gcn-2", "gcn-sparse-8", "gat-4", "sage-max", "floats"),
+}
+"""INT2, INT8 that skips zeros, attention, mean, max, a general edge function, FP32; fewer where the code is the
+same portable one."""
+EXTENDED = {
+    "+dotprod": ("gcn-2", "products-4"),
+    "+dotprod,+i8mm": ("products-8", "gatv2-4"),
+}
+"""By features of aarch64: models whose products use them."""
 
 
-@pytest.mark.parametrize("machine", ["aarch64", "riscv64"])
+@pytest.mark.parametrize("machine", MODELS)
 def test_kernels_equal_the_oracle(
     machine: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Bit for bit; of a NaN, only that it is one (processors give it different signs)."""
-    driver = native.driver(machine, tmp_path_factory)
-    calls = {name: [graphs.values(graph_of(name), *size) for size in SIZES] for name in MODELS}
+    check_all(dict.fromkeys(MODELS[machine], machine), native.driver(machine, tmp_path_factory), tmp_path)
+
+
+@pytest.mark.parametrize("features", EXTENDED)
+def test_products_of_bytes_on_arm(
+    features: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", *features.split(",")]}
+    driver = native.driver("aarch64", tmp_path_factory, "max")
+    assert targets.describe(targets.resolve_target(target))[0].quads
+    check_all(dict.fromkeys(EXTENDED[features], target), driver, tmp_path)
+    # an older processor stops at the first of these instructions: they are really there
+    with pytest.raises(AssertionError, match=r"exit code -?\d+"):
+        check_all({EXTENDED[features][0]: target}, native.driver("aarch64", tmp_path_factory), tmp_path)
+
+
+def check_all(models: dict[str, Any], driver: native.Driver, folder: Path) -> None:
+    """Run models, each built for its target, on graphs of all sizes."""
     jobs = []
-    for name in MODELS:
-        model = build(graph_of(name), target=machine, threads=2)
+    for name, target in models.items():
+        model = build(graph_of(name), target=target, threads=2)
         payload = ArtifactPayload(model.plan, model.constants, model.library, {"target": model.target})
         # each call twice: what depends on the graph alone is not computed again
-        twice = [call for call in calls[name] for _ in range(2)]
-        jobs.append((to_bytes(payload), model.plan, twice))
-    for name, results in zip(MODELS, driver.run_all(jobs, tmp_path), strict=True):
+        calls = [graphs.values(graph_of(name), *size) for size in SIZES for _ in range(2)]
+        jobs.append((to_bytes(payload), model.plan, calls))
+    for name, (_, _, calls), results in zip(models, jobs, driver.run_all(jobs, folder), strict=True):
         assert not isinstance(results, str), results
-        for number, result in enumerate(results):
-            check(name, calls[name][number // 2], result)
+        for call, result in zip(calls, results, strict=True):
+            check(name, call, result)
 
 
 def check(name: str, call: dict[str, Any], result: Any) -> None:
+    """Bit for bit; of a NaN, only that it is one (processors give it different signs)."""
     assert not isinstance(result, str), f"{name}: {result}"
     expected = Oracle(graph_of(name), call).outputs()
     for value, wanted in zip(result, expected, strict=True):
