@@ -98,10 +98,11 @@ def names() -> tuple[str, ...]:
 
 
 def _no_cuda() -> str:
+    others = ", ".join((NATIVE[0], *TARGETS))
     return (
-        "tvm backend: there is no code for 'cuda' yet: all kernels are written for vectors and threads of a "
-        "CPU; each needs a second schedule, for blocks of GPU threads, and a runtime that copies inputs to "
-        f"the GPU; compile for one of {', '.join((NATIVE[0], *TARGETS))}"
+        "tvm backend: there is no code for 'cuda' yet. TVM's CUDA code generator is not what is missing: the "
+        "kernels are written for vectors and threads of a CPU, and each needs a second schedule, for blocks "
+        f"of GPU threads, and an executor that keeps its buffers on the GPU; compile for one of {others}"
     )
 
 

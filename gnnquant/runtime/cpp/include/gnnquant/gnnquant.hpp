@@ -259,15 +259,15 @@ class Binding {
     }
     if (item.kind == "size" || item.kind == "adjacency") check_numbers(item, given);
     if (item.kind == "size") return;
-    long long count = 1;
     if (one_of(item.kind, {"rows", "index", "mask"})) check_shape(item, given.shape);
-    for (const std::int64_t dim : given.shape) count = times(count, dim);
     const std::int64_t rows = one_of(item.kind, {"edges", "adjacency"}) ? given.shape[1] : given.shape[0];
     if (rows > kInt32Max) {
       const char* word = item.kind == "edges" ? " edges" : item.kind == "adjacency" ? " entries" : " rows";
       throw InputError(item.name + " has " + std::to_string(rows) + word + ": at most " + std::to_string(kInt32Max) +
                        " are supported");
     }
+    long long count = 1;
+    for (const std::int64_t dim : given.shape) count = times(count, dim);
     const bool none = item.kind == "adjacency" ? !given.integers || !given.floats
                                                : !given.integers && !given.floats && !given.flags;
     if (count && none) throw InputError(item.name + " is at address 0");
@@ -278,7 +278,7 @@ class Binding {
     for (std::size_t i = 0; i < given.numbers.size(); ++i) {
       const std::int64_t number = given.numbers[i];
       if (number >= 0 && number <= kInt32Max) continue;
-      const std::string what = item.kind == "size" ? " is " : i ? " has a number of columns of " : " has a number of rows of ";
+      const char* what = item.kind == "size" ? " is " : i ? " has a number of columns of " : " has a number of rows of ";
       throw InputError(item.name + what + std::to_string(number) + ": it must be in 0 .. " +
                        std::to_string(kInt32Max));
     }
@@ -432,8 +432,8 @@ class Executor {
       const std::int64_t most = limit == plan.max_rows.end() ? kInt32Max : std::min(limit->second, kInt32Max);
       const std::int64_t rows = prepared.sizes.at(space);
       if (rows > most) {
-        throw InputError(space + " has " + std::to_string(rows) + " rows or edges, self-loops included: this model takes at most " +
-                         std::to_string(most));
+        throw InputError(space + " has " + std::to_string(rows) +
+                         " rows or edges, self-loops included: this model takes at most " + std::to_string(most));
       }
     }
     for (const Read& read : plan.reads) {
