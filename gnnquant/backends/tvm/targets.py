@@ -30,6 +30,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 """By name: a TVM target of kind ``llvm``. The x86-64 levels are those of the System V ABI; ``aarch64`` is
 Armv8-A with NEON, ``riscv64`` is RV64GC with the ABI of Debian, both without later extensions."""
+_NAMES = ", ".join((NATIVE[0], *TARGETS))
 PACKAGES = {
     "x86_64": "g++-x86-64-linux-gnu",
     "aarch64": "g++-aarch64-linux-gnu",
@@ -70,7 +71,7 @@ def _dictionary(target: Any) -> dict[str, Any]:
             return {"kind": "cuda"}
         if target not in TARGETS:
             raise BackendError(
-                f"tvm backend: unknown target {target!r}: it must be one of {', '.join(names())}, or a TVM "
+                f"tvm backend: unknown target {target!r}: it must be one of {_NAMES}, or a TVM "
                 "target such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
             )
         return {"kind": "llvm", **TARGETS[target]}
@@ -92,17 +93,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value]
 
 
-def names() -> tuple[str, ...]:
-    """All names of targets of this backend."""
-    return (NATIVE[0], *TARGETS, "cuda")
-
-
 def _no_cuda() -> str:
-    others = ", ".join((NATIVE[0], *TARGETS))
     return (
         "tvm backend: there is no code for 'cuda' yet. TVM's CUDA code generator is not what is missing: the "
         "kernels are written for vectors and threads of a CPU, and each needs a second schedule, for blocks "
-        f"of GPU threads, and an executor that keeps its buffers on the GPU; compile for one of {others}"
+        f"of GPU threads, and an executor that keeps its buffers on the GPU; compile for one of {_NAMES}"
     )
 
 
