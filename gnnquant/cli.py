@@ -1,4 +1,4 @@
-"""The command line: ``gnnquant demo`` and ``gnnquant info``."""
+"""The command line: ``gnnquant demo``, ``gnnquant info`` and ``gnnquant cmake-dir``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 INTERRUPTED = 130
+CMAKE_FOLDER = Path(__file__).resolve().parent / "runtime" / "cpp" / "cmake"
+"""Where CMake finds the package of the C++ runtime."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             _demo(options)
-        else:
+        elif options.command == "info":
             _info(options.artifact)
+        else:
+            print(CMAKE_FOLDER)
     except KeyboardInterrupt:
         print("gnnquant: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -98,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Verify an artifact and print what it holds. Its code is not run.",
     )
     info.add_argument("artifact", type=Path, metavar="MODEL.gnnq", help="file that save() wrote")
+
+    commands.add_parser(
+        "cmake-dir",
+        help="print the folder of the CMake package",
+        description="Print the folder that CMake's find_package(gnnquant) needs as gnnquant_DIR: the C++ "
+        "runtime, which runs saved models without Python.",
+    )
     return parser
 
 
@@ -125,13 +136,16 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _info(path: Path) -> None:
     from gnnquant.runtime.artifact import describe, from_bytes
+    from gnnquant.runtime.host import missing_requirements
 
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    payload = from_bytes(content, str(path))
+    payload = from_bytes(content, str(path), check_machine=False)
     print(f"{path}: {len(content):,} bytes, of which code {len(payload.library):,} (unpacked)")
+    for lacking in missing_requirements(payload.metadata["target"]):
+        print(f"cannot run here: it needs {lacking}")
     for name, value in describe(payload).items():
         if isinstance(value, list):
             for item in value:

@@ -2,11 +2,15 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
 from gnnquant import cli, demo
 from gnnquant.errors import InputError
+from gnnquant.runtime.artifact import ArtifactPayload, write_artifact
+from gnnquant.runtime.host import requirements
+from gnnquant.runtime.plan import Plan
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -16,7 +20,9 @@ def exit_code(arguments: list[str]) -> int:
         return int(error.code or 0)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["info", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["info", "--help"], ["cmake-dir", "--help"], ["--version"]]
+)
 def test_help_and_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(arguments) == 0
     assert "gnnquant" in capsys.readouterr().out
@@ -102,3 +108,18 @@ def test_python_dash_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         runpy.run_module("gnnquant", run_name="__main__")
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("gnnquant ")
+
+
+def test_info_describes_code_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = requirements("s390x-linux-gnu", "z15", [])
+    plan = Plan((), (), (), (), (), (), ())
+    write_artifact(tmp_path / "model.gnnq", ArtifactPayload(plan, {}, b"code", {"target": target}))
+    assert cli.main(["info", str(tmp_path / "model.gnnq")]) == 0
+    said = capsys.readouterr().out
+    assert "cannot run here: it needs a s390x processor" in said
+    assert "mcpu z15" in said
+
+
+def test_the_folder_of_the_cmake_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cmake-dir"]) == 0
+    assert (Path(capsys.readouterr().out.strip()) / "gnnquantConfig.cmake").is_file()

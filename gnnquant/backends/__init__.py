@@ -21,7 +21,7 @@ def compile(
     model: Any,
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
     *,
-    target: str | dict[str, Any] = "llvm",
+    target: Any = "native",
     threads: int | None = None,
 ) -> CompiledModel:
     """Compile a converted model to integer code.
@@ -32,15 +32,20 @@ def compile(
             integer reference before it is returned, besides a small random call. Where random integers
             are no input of the model, they are all that it is compared on; without them
             ``info["self_check"]`` is then ``"skipped"``. The compiled model takes graphs of any size.
-        target: ``"llvm"`` for this machine, a TVM target (``{"kind": "llvm", "mcpu": ...}``), or
-            ``"reference"``: the same integer graph interpreted in torch.
-        threads: Threads of one call; ``None``: the processors that this process may use.
+        target: ``"native"`` for this machine; ``"x86-64-v2"``, ``"x86-64-v3"``, ``"x86-64-v4"``,
+            ``"aarch64"`` or ``"riscv64"`` for others, which may need a cross compiler to link with and give a
+            model that is saved here and loaded there; a TVM target (``{"kind": "llvm", "mcpu": ...}``); or
+            ``"reference"``: the same integer graph interpreted in torch. ``"cuda"`` is refused: it has no
+            kernels yet.
+        threads: Threads of one call; ``None``: the processors that this process may use (give the number
+            for another machine).
 
     Returns:
         A model that is called like the original, with torch tensors or numpy arrays.
 
     Raises:
-        BackendError: A node cannot be lowered, a site has no range, or the comparison failed.
+        BackendError: A node cannot be lowered, a site has no range, nothing can be built for the target, or
+            the comparison failed.
     """
     from gnnquant.backends.self_check import check_compiled
     from gnnquant.converter import QuantizedModule
@@ -86,9 +91,7 @@ def _reference(graph: IntegerGraph, info: dict[str, Any]) -> CompiledModel:
     return CompiledModel(ReferenceExecutor(graph), graph, {**info, "target": "reference"})
 
 
-def _tvm(
-    graph: IntegerGraph, info: dict[str, Any], target: str | dict[str, Any], threads: int
-) -> ArtifactPayload:
+def _tvm(graph: IntegerGraph, info: dict[str, Any], target: Any, threads: int) -> ArtifactPayload:
     from importlib.metadata import version
 
     from gnnquant import __version__

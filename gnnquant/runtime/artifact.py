@@ -159,17 +159,22 @@ def describe(payload: ArtifactPayload) -> dict[str, Any]:
     return {**payload.metadata, "inputs": inputs, "outputs": outputs, "threads": plan.threads}
 
 
-def from_bytes(data: bytes, where: str = "the artifact") -> ArtifactPayload:
-    """Inverse of :func:`to_bytes`, for this machine.
+def from_bytes(data: bytes, where: str = "the artifact", *, check_machine: bool = True) -> ArtifactPayload:
+    """Inverse of :func:`to_bytes`. No code is loaded.
+
+    Args:
+        data: Content of a file.
+        where: Names it in messages.
+        check_machine: Whether code for another machine is an error.
 
     Raises:
         ArtifactError: The content is truncated, altered, malformed, made by a newer gnnquant or for
-            another machine. No code has been loaded then.
+            another machine.
     """
     header = _read_header(data, where)
     try:
         metadata = header["metadata"]
-        lacking = missing_requirements(metadata["target"])
+        lacking = missing_requirements(metadata["target"]) if check_machine else []
         if lacking:
             raise ArtifactError(
                 f"{where} was compiled for another machine: it needs {'; '.join(lacking)}. "

@@ -52,7 +52,8 @@ _ARM = {
     "sme": "sme",
     "sme2": "sme2",
 }
-FLAGS: dict[str, dict[str, str]] = {"x86_64": _X86, "aarch64": _ARM}
+_RISCV = {name: name for name in ("m", "a", "f", "d", "c", "v", "zba", "zbb", "zbs", "zfh", "zvbb")}
+FLAGS: dict[str, dict[str, str]] = {"x86_64": _X86, "aarch64": _ARM, "riscv64": _RISCV}
 """By machine: LLVM's name of each instruction-set feature and the kernel's in ``/proc/cpuinfo``."""
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "x86-64": "x86_64"}
@@ -113,12 +114,23 @@ def missing_requirements(target: dict[str, Any]) -> list[str]:
 @lru_cache(maxsize=1)
 def host_flags() -> frozenset[str] | None:
     """Features of this machine's processor as the kernel names them; None where it does not say."""
+    # an emulator of another machine may show the lines of its host
+    wanted = {"x86_64": "flags", "aarch64": "Features", "riscv64": "isa"}.get(
+        machine_name(platform.machine())
+    )
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
+                if key.strip() == wanted:
+                    return riscv_extensions(value.strip()) if wanted == "isa" else frozenset(value.split())
     except OSError:
         pass
     return None
+
+
+def riscv_extensions(isa: str) -> frozenset[str]:
+    """The extensions that an ``isa`` line of ``/proc/cpuinfo`` names: ``rv64imafdc_zicsr_zba``."""
+    letters, *longer = isa.lower().split("_")
+    letters = letters.removeprefix("rv32").removeprefix("rv64").replace("g", "imafd")
+    return frozenset({*letters, *longer})

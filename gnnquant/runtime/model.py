@@ -186,7 +186,7 @@ class CompiledModel:
 
         if self._payload is None:
             target = self._info.get("target", "this target")
-            raise BackendError(f"a model for {target} cannot be saved: compile for target='llvm'")
+            raise BackendError(f"a model for {target} cannot be saved: compile for target='native'")
         write_artifact(path, self._payload)
 
     @staticmethod

@@ -50,19 +50,19 @@ class BuiltModel:
     target: dict[str, Any]
 
 
-def build(graph: IntegerGraph, *, target: str | dict[str, Any] = "llvm", threads: int = 1) -> BuiltModel:
+def build(graph: IntegerGraph, *, target: Any = "native", threads: int = 1) -> BuiltModel:
     """Compile ``graph``.
 
     Args:
         graph: A lowered model.
-        target: ``"llvm"`` for this machine's processor, or a TVM target as a dictionary, such as
-            ``{"kind": "llvm", "mcpu": "x86-64-v3"}``.
+        target: A name or a TVM target: see ``gnnquant.backends.tvm.targets``.
         threads: Threads that the kernels use; results do not depend on it.
 
     Raises:
-        BackendError: Naming the node that cannot be lowered, and why.
+        BackendError: Naming the node that cannot be lowered, and why; or nothing can be built for ``target``.
     """
     from gnnquant.backends.tvm import compile as compiler
+    from gnnquant.backends.tvm import targets
     from gnnquant.backends.tvm.context import INPUT_ALIGNMENT, Context
     from gnnquant.backends.tvm.prepare import KERNELS
     from gnnquant.backends.tvm.recompute import recomputed
@@ -71,8 +71,8 @@ def build(graph: IntegerGraph, *, target: str | dict[str, Any] = "llvm", threads
         raise BackendError(f"tvm backend: threads must be at least 1, not {threads}")
     graph.verify()
     graph = _live(recomputed(graph))
-    resolved = compiler.resolve_target(target)
-    machine, needs = compiler.describe(resolved)
+    resolved = targets.resolve_target(target)
+    machine, needs = targets.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
     kernels, of_graphs = _kernels(context)

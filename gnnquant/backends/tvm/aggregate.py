@@ -27,7 +27,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
     unary,
 )
-from gnnquant.backends.tvm.gemm import dot_bytes, dot_quads, dot_words, interleaved
+from gnnquant.backends.tvm.gemm import by_quads, dot_bytes, dot_quads, dot_words, interleaved
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.segments import STARTS, combine
@@ -174,8 +174,11 @@ class _WeightedSum:
             if self.heads == 1 and machine.bytes and vectors in (1, 2):
                 return self._run_packed_pairs, "int8"
             return self._run_packed, "int16"
-        if self.heads == 1 and self.layout.lanes == lanes and machine.words and self.layout.groups % 4 == 0:
-            return (self._run_quads, "int8") if machine.quads else (self._run_pairs, "int16")
+        if self.heads == 1 and self.layout.lanes == lanes and self.layout.groups % 4 == 0:
+            if by_quads(machine, 8):
+                return self._run_quads, "int8"
+            if machine.words:
+                return self._run_pairs, "int16"
         return self._run_bytes, "int32"
 
     def _run(self, start: Any, count: Any, add: bool) -> None:
@@ -340,7 +343,12 @@ class _WeightedSum:
                             b.store(acc, acc[slots[c, v, s]] + term, slots[c, v, s])
             for c in range(together):
                 for s in range(shifts):
-                    self._spread([acc[slots[c, v, s]] for v in range(len(orders))], orders, add, (index * together + c) * per + s)
+                    self._spread(
+                        [acc[slots[c, v, s]] for v in range(len(orders))],
+                        orders,
+                        add,
+                        (index * together + c) * per + s,
+                    )
 
         kernel.each(layout.chunks // together, block)
 

@@ -1,5 +1,5 @@
 """Quantized rows: from floats to codes and back, and codes in memory."""
-# ruff: noqa: ARG005, PLR0917
+# ruff: noqa: PLR0917
 # All rows have one signature, (row, column, lanes): not every one reads all three.
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], C
     return lambda _: scale(), lambda _: inverse()
 
 
-def _row_scale(
-    kernel: RowKernel, node: Node, x: Rows
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """A scale per row: how to read it, and how to find it and return its inverse."""
     read, write = kernel.scalar()
     factor = kernel.learned(node.attrs["factor"])

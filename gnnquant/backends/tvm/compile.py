@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,8 @@ import tvm
 from tvm.target import Target, codegen
 
 from gnnquant.backends.tvm.cache import cached
-from gnnquant.backends.tvm.emit import Machine
+from gnnquant.backends.tvm.targets import linker, triple_of
 from gnnquant.errors import BackendError
-from gnnquant.runtime.host import machine_name, requirements
 
 CONFIG = {
     # the runtime checks shapes; the checks that TVM generates are larger than the kernels
@@ -28,74 +26,11 @@ CONFIG = {
 LINK_OPTIONS = ["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
 
 
-def resolve_target(target: str | dict[str, Any]) -> dict[str, Any]:
-    """The TVM target as a dictionary; without an ``mcpu`` it is the host's processor."""
-    if target == "llvm":
-        resolved: dict[str, Any] = {"kind": "llvm"}
-    elif isinstance(target, str):
-        raise BackendError(
-            f"tvm backend: unknown target {target!r}; use 'llvm' (this machine) or a dictionary "
-            "such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
-        )
-    else:
-        resolved = dict(target)
-    if resolved.get("kind") != "llvm":
-        raise BackendError(f"tvm backend: target kind {resolved.get('kind')!r} is not 'llvm'")
-    host = str(codegen.llvm_get_system_triple())
-    triple = resolved.get("mtriple", host)
-    if _architecture(triple) != _architecture(host):
-        raise BackendError(f"tvm backend: cannot link for {triple!r} on {host!r}; build on such a machine")
-    # level 3 unrolls loops that are short already: larger, and no faster
-    resolved.setdefault("opt-level", 2)
-    if "mcpu" not in resolved and "mtriple" not in resolved:
-        resolved["mcpu"] = str(codegen.llvm_get_system_cpu())
-    return resolved
-
-
-def _architecture(triple: str) -> str:
-    return machine_name(triple.split("-", maxsplit=1)[0])
-
-
-def describe(resolved: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
-    """The vectors of a target, and what code for it needs of a machine."""
-    target = Target(resolved)
-    available = set(codegen.llvm_get_cpu_features(target))
-    triple = resolved.get("mtriple", str(codegen.llvm_get_system_triple()))
-    x86 = _architecture(triple) == "x86_64"
-    machine = Machine(4)
-    if x86 and {"avx512f", "avx512bw"} <= available:
-        machine = Machine(
-            16,
-            "llvm.x86.avx512.pmaddw.d.512",
-            "llvm.x86.avx512.pmaddubs.w.512",
-            "llvm.x86.avx512.vpdpbusd.512" if "avx512vnni" in available else "",
-        )
-    elif x86 and "avx2" in available:
-        machine = Machine(
-            8,
-            "llvm.x86.avx2.pmadd.wd",
-            "llvm.x86.avx2.pmadd.ub.sw",
-            "llvm.x86.avx512.vpdpbusd.256" if "avxvnni" in available else "",
-            "llvm.x86.avx.cvt.ps2dq.256",
-            ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
-        )
-    elif x86:
-        machine = Machine(
-            4,
-            "llvm.x86.sse2.pmadd.wd",
-            "llvm.x86.ssse3.pmadd.ub.sw.128" if "ssse3" in available else "",
-            "",
-            "llvm.x86.sse2.cvtps2dq",
-            ("llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128"),
-        )
-    return machine, requirements(triple, resolved.get("mcpu", ""), available if x86 else ())
-
-
 def build_library(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
     """Compile, link and strip, unless this was done before: see ``cache``.
 
     Raises:
-        BackendError: Without a C++ compiler.
+        BackendError: The linker failed, or there is none.
     """
     return cached(_recipe(functions, resolved), lambda: _compiled(functions, resolved))
 
@@ -115,15 +50,16 @@ def _recipe(functions: dict[str, Any], resolved: dict[str, Any]) -> str:
 
 
 def _compiled(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    compiler = compiler or shutil.which("clang++")
-    if not compiler:
-        raise BackendError("tvm backend: no C++ compiler found to link with; install g++ or set CXX")
+    compiler, *options = linker(triple_of(resolved))
     with tvm.transform.PassContext(config=CONFIG):
         module = tvm.compile(tvm.IRModule(functions), target=Target(resolved))
     with tempfile.TemporaryDirectory(prefix="gnnquant-") as folder:
         path = Path(folder) / "model.so"
-        module.export_library(str(path), cc=compiler, options=LINK_OPTIONS)
+        try:
+            module.export_library(str(path), cc=compiler, options=[*options, *LINK_OPTIONS])
+        except RuntimeError as error:
+            said = str(error).strip()
+            raise BackendError(f"tvm backend: {compiler} could not link the kernels: {said}") from error
         return path.read_bytes()
 
 

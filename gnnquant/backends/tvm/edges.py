@@ -1,5 +1,5 @@
 """Edge kernels: softmaxes and normalisations over the edges of a destination, and what is cheap beside."""
-# ruff: noqa: ARG005
+# ruff: noqa: ARG001, ARG005
 # All columns have one signature, (edge, destination, column, lanes): not every one reads all four.
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from gnnquant.backends.tvm.emit import (
     maximum,
     minimum,
     number,
-    opaque,
     product,
     shuffle,
     span,
@@ -147,13 +146,16 @@ class EdgeValues:
             with b.loop(degree) as k:
                 e = b.let(begin + k)
                 self._each(
-                    int(out.shape[1]), lambda c, lanes: b.store(out, value(e, c, lanes), e + self.shift, span(c, lanes))
+                    int(out.shape[1]),
+                    lambda c, lanes: b.store(out, value(e, c, lanes), e + self.shift, span(c, lanes)),
                 )
             return
         full = b.let(degree // lanes)
         with b.loop(full) as k:
             e = b.let(begin + k * lanes)
-            b.store(out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e + self.shift, lanes))
+            b.store(
+                out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e + self.shift, lanes)
+            )
         left = b.let(degree - full * lanes)
         with b.when(left > 0):
             e, last = b.let(begin + full * lanes), b.let(begin + degree - 1)

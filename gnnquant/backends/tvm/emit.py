@@ -28,18 +28,23 @@ class Machine:
         words: x86 name of the product of 16-bit pairs (pmaddwd) on such vectors, ``""`` elsewhere.
         bytes: x86 name of the product of unsigned and signed byte pairs (pmaddubsw), ``""`` without
             it.
-        quads: x86 name of the sum of an int32 and the products of four unsigned and four signed bytes
-            (vpdpbusd of AVX512-VNNI and AVX-VNNI), ``""`` without it.
         rounding: x86 name of the conversion to the nearest int32, ``""`` where the generic one is used.
         narrow: x86 names of the saturating conversions from int32 to int16 and from there to uint8.
+        halves: Arm names of the product of int16 vectors as int32 (smull) and of the sum of adjacent int32
+            (addp).
+        quads: Name of the sum of an int32 and the products of four unsigned and four signed bytes (vpdpbusd
+            of AVX512-VNNI and AVX-VNNI; sdot and usdot of Arm), ``""`` without it.
+        quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
     """
 
     lanes: int
     words: str = ""
     bytes: str = ""
-    quads: str = ""
     rounding: str = ""
     narrow: tuple[str, str] = ("", "")
+    halves: tuple[str, str] = ("", "")
+    quads: str = ""
+    quads_limit: int = 0
 
 
 def const(value: float, dtype: str = "int32") -> Any:

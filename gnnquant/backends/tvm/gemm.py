@@ -60,6 +60,12 @@ def dot_words(machine: Machine, x: Any, y: Any) -> Any:
     lanes = machine.lanes
     if machine.words:
         return intrinsic(machine.words, vector_type("int32", lanes), x, y)
+    if all(machine.halves):
+        multiply, add = machine.halves
+        kind = vector_type("int32", lanes)
+        parts = (range(lanes), range(lanes, 2 * lanes))
+        products = (intrinsic(multiply, kind, shuffle([x], part), shuffle([y], part)) for part in parts)
+        return intrinsic(add, kind, *products)
     x, y = reinterpret(x, "int32", lanes), reinterpret(y, "int32", lanes)
 
     def low(v: Any) -> Any:
@@ -76,9 +82,14 @@ def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
     return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
 
 
-def dot_quads(machine: Machine, total: Any, x: Any, y: Any) -> Any:
-    """Sums of products of four adjacent bytes, x unsigned, added to ``total``: bytes x4V to int32xV."""
-    return intrinsic(machine.quads, vector_type("int32", machine.lanes), total, x, y)
+def dot_quads(machine: Machine, sums: Any, x: Any, y: Any) -> Any:
+    """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV."""
+    return intrinsic(machine.quads, vector_type("int32", machine.lanes), sums, x, y)
+
+
+def by_quads(machine: Machine, bits: int) -> bool:
+    """Whether products of four bytes take codes of this width."""
+    return bool(machine.quads) and 2**bits - 1 <= machine.quads_limit
 
 
 def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
@@ -115,10 +126,10 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     integers = weight.integers.astype(np.int64)
     levels, largest = 2**q.bits - 1, _largest(weight)
     _check(node, weight, integers, q)
-    # pairs of bytes are exact while their int16 sums cannot overflow, for at least 4 words
+    # pairs of bytes are exact while their int16 sums cannot overflow, for at least 4 words; 0: not so
     reach = 32767 // max(2 * levels * largest, 1)
     reach = reach if machine.bytes and reach >= 4 else 0
-    group = 4 if machine.quads or reach else 2
+    group = 4 if reach or by_quads(machine, q.bits) else 2
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
@@ -263,7 +274,7 @@ def _dense(
         two = kernel.load("uint16", words + row * q.stride + k * 2, 2)
         return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
 
-    narrow = group == 4 and not machine.quads
+    narrow = group == 4 and not by_quads(machine, q.bits)
     slices = -(-layout.words // reach) if narrow else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
 
@@ -297,14 +308,14 @@ def _dense(
                 for r in range(tall):
                     x = b.let(factor(above * tall + r, k))
                     for c in range(wide):
-                        total_ = acc[r * wide + c]
-                        if group == 2:
-                            value = total_ + dot_words(machine, x, columns[c])
-                        elif narrow:
-                            value = total_ + dot_bytes(machine, x, columns[c])
+                        slot = r * wide + c
+                        if narrow:
+                            value = acc[slot] + dot_bytes(machine, x, columns[c])
+                        elif group == 4:
+                            value = dot_quads(machine, acc[slot], x, columns[c])
                         else:
-                            value = dot_quads(machine, total_, x, columns[c])
-                        b.store(acc, value, r * wide + c)
+                            value = acc[slot] + dot_words(machine, x, columns[c])
+                        b.store(acc, value, slot)
             for r in range(tall):
                 for c in range(wide):
                     value = acc[r * wide + c]
@@ -406,7 +417,7 @@ def _compress(
         layout: Of the weight.
         start: Of the codes.
         masks: Of the bits that say which are not 0; None where nobody has found them.
-        places: Where positions go, where values go, and the type of values.
+        places: Where positions go, where values go, and the type of these.
     """
     b = kernel.b
     index, value, dtype = places

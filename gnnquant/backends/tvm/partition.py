@@ -88,22 +88,20 @@ def stages(graph: IntegerGraph) -> list[Stage]:
 
 def _inline(partition: _Partition, stage: Stage, home: dict[str, Stage]) -> bool:
     """Whether the stage was put into the one that alone reads it, as the edge weight of an aggregation."""
-    if stage.family.kind != EDGE_VALUES or not stage.family.moving or len(stage.exports) != 1:
+    of_graphs = not stage.family.moving or any(node.op == "gcn_norm" for node in stage.nodes)
+    if stage.family.kind != EDGE_VALUES or of_graphs or len(stage.exports) != 1:
         return False
-    if any(node.op == "gcn_norm" for node in stage.nodes):
-        return False
+    graph, (export,) = partition.graph, stage.exports
     readers = [
         node
         for node in partition.computed
-        if home[node.name] is not stage and any(s.name in stage.exports for s, _ in partition.reads[node.name])
+        if home[node.name] is not stage and any(read.name == export for read, _ in partition.reads[node.name])
     ]
-    if len(readers) != 1 or {gathered(partition.graph, name) for name in partition.graph.outputs} & set(
-        stage.exports
-    ):
+    if len(readers) != 1 or any(gathered(graph, name) == export for name in graph.outputs):
         return False
     (reader,) = readers
-    weights = [resolve(partition.graph, name) for name in reader.inputs[1:]]
-    if not reader.op.endswith("spmm") or weights != stage.exports or reader.attrs["graph"] != stage.family.rows:
+    weights = [resolve(graph, name) for name in reader.inputs[1:]]
+    if not reader.op.endswith("spmm") or weights != [export] or reader.attrs["graph"] != stage.family.rows:
         return False
     home[reader.name].inlined.append(stage)
     return True

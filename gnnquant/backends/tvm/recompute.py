@@ -46,7 +46,9 @@ def recomputed(graph: IntegerGraph) -> IntegerGraph:
     for node in graph.nodes:
         inputs = node.inputs
         if node.name not in made:
-            copies = {name: copy(name, node.name) for name in set(inputs) if name in made and readers[name] > 1}
+            copies = {
+                name: copy(name, node.name) for name in set(inputs) if name in made and readers[name] > 1
+            }
             inputs = tuple(copies.get(name, name) for name in inputs)
         found.append(replace(node, inputs=inputs))
     return replace(graph, nodes=found)

@@ -13,7 +13,7 @@ from gnnquant.backends.tvm import codes, maths, segments, shapes
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import AHEAD, LINE, Kernel, StoredRows, fail
 from gnnquant.backends.tvm.edges import EdgeValues
-from gnnquant.backends.tvm.emit import const, opaque, span, splat
+from gnnquant.backends.tvm.emit import const, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import EDGE_ROWS, TOTALS, resolve

@@ -87,7 +87,6 @@ class Library:
             for name, shape in zip(self.plan.outputs, self.plan.output_shapes, strict=True)
         ]
 
-
     def _graph_parts(self, index: Index) -> dict[str, Any]:
         named = {name for call in self.plan.calls for name in call.arguments}
         threads = self.plan.threads

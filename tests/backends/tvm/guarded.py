@@ -1,4 +1,4 @@
-"""Runs kernels on memory that ends, or begins, where nothing may be read: ``python -m ... after gcn-8 sage-2``.
+"""Runs kernels on memory that ends, or begins, where nothing may be read: ``python -m ... after gcn-8``.
 
 A process of its own, because a kernel that reads past its inputs ends it.
 """

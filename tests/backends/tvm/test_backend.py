@@ -21,6 +21,7 @@ from gnnquant.integer_graph import (
     PackedWeight,
     pack_codes,
 )
+from gnnquant.runtime.host import host_flags
 from gnnquant.runtime.memory import aligned_copy
 from gnnquant.runtime.plan import GRAPH_PADDING, Plan
 from tests.backends.tvm import graphs
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PORTABLE = ("x86-64-v2", "x86-64")
+FLAGS = host_flags() or frozenset()
+HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAGS
 
 
 def check(name: str, sizes: Any = SIZES, threads: int = 1, mcpu: str = "") -> None:
@@ -76,6 +79,27 @@ def test_threads_do_not_change_results(name: str, threads: int) -> None:
 def test_older_processors(name: str, mcpu: str) -> None:
     """One has products of bytes, the other has not; nothing else differs."""
     check(name, SIZES[1:], mcpu=mcpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        *(
+            pytest.param(
+                name, "x86-64-v3", marks=pytest.mark.skipif("avx2" not in FLAGS, reason="no AVX2 here")
+            )
+            for name in ("gcn-sparse-8", "gat-4")
+        ),
+        *(
+            pytest.param(
+                name, "x86-64-v4", marks=pytest.mark.skipif(not HAS_AVX512, reason="no AVX-512 here")
+            )
+            for name in ("gcn-sparse-8", "gcn-sparse-4", "gcn-2", "sage-8", "sage-max", "gat-4", "edges-8")
+        ),
+    ],
+)
+def test_newer_processors(name: str, level: str) -> None:
+    check(name, SIZES[3:], mcpu=level)
 
 
 @pytest.mark.parametrize("name", ["gcn-sparse-8", "gatv2-8"])
@@ -191,10 +215,6 @@ def test_errors_name_the_node() -> None:
         build(_single(Node("y", "reshape", ("q",), {}, (2, 2), "n")))
     with pytest.raises(BackendError, match="threads"):
         build(graphs.floats(), threads=0)
-    with pytest.raises(BackendError, match="unknown target"):
-        build(graphs.floats(), target="riscv")
-    with pytest.raises(BackendError, match="cannot link"):
-        build(graphs.floats(), target={"kind": "llvm", "mtriple": "riscv64-unknown-linux-gnu"})
 
 
 def test_import_does_not_load_tvm() -> None:

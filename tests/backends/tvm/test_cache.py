@@ -15,7 +15,6 @@ from torch_geometric.nn import GATv2Conv, GCNConv, SAGEConv
 
 import gnnquant
 from gnnquant import QuantSpec
-
 from gnnquant.backends.tvm import build, cache
 from gnnquant.backends.tvm import compile as compiler
 from gnnquant.errors import BackendError

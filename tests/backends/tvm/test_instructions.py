@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gnnquant.backends.tvm import build, emit
+from gnnquant.backends.tvm import build, emit, targets
 from gnnquant.backends.tvm import compile as compiler
 from gnnquant.backends.tvm.emit import cast, const, maximum, minimum, reinterpret, splat
 from tests.backends.tvm import graphs
@@ -75,17 +75,17 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             return quads(*arguments, int(short[-3:]) // 32)
         return {WORDS: words, BYTES: bytes_}[short](*arguments)
 
-    describe = compiler.describe
+    describe = targets.describe
 
     def as_if(resolved: dict[str, Any]) -> Any:
-        _, needs = describe(compiler.resolve_target("llvm"))
+        _, needs = describe(targets.resolve_target("native"))
         return describe(resolved)[0], needs
 
     built = compiler.build_library
     monkeypatch.setattr(emit.T, "call_llvm_pure_intrin", call)
-    monkeypatch.setattr(compiler, "describe", as_if)
+    monkeypatch.setattr(targets, "describe", as_if)
     monkeypatch.setattr(
-        compiler, "build_library", lambda functions, _: built(functions, compiler.resolve_target("llvm"))
+        compiler, "build_library", lambda functions, _: built(functions, targets.resolve_target("native"))
     )
     return found
 

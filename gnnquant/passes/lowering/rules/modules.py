@@ -231,7 +231,16 @@ MODULES: dict[type, Rule] = {
     TrainingSwitch: training_switch,
     SmoothnessConstraint: smoothness_constraint,
     **dict.fromkeys(
-        (nn.Dropout, Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity), _same
+        (
+            nn.Dropout,
+            Dropout,
+            nn.Dropout1d,
+            nn.Dropout2d,
+            nn.AlphaDropout,
+            nn.FeatureAlphaDropout,
+            nn.Identity,
+        ),
+        _same,
     ),
     nn.ReLU: _calls(entry.NAMES["relu"]),
     nn.Sigmoid: _calls(entry.NAMES["sigmoid"]),
