@@ -1,0 +1,158 @@
+"""ONNX export: the integer graph in standard operators (docs/onnx.md)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gnnquant.integer_graph import IntegerGraph
+
+__all__ = ["export_onnx"]
+
+
+def export_onnx(
+    model: Any,
+    path: str | os.PathLike[str],
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    opset: int | None = None,
+) -> None:
+    """Write a converted model as a standard ONNX model: no custom operators, graphs of any size.
+
+    Quantized values are ``QuantizeLinear`` and ``DequantizeLinear`` nodes, weights are stored packed;
+    docs/onnx.md says which type holds which width. Sums over edges are those of the integer reference,
+    also with duplicate edges, isolated nodes and without edges. Indices are not checked.
+
+    Where onnxruntime is installed, the model is run beside the integer reference before the file gets its
+    name; otherwise a ``UserWarning`` says that it was not.
+
+    Args:
+        model: What :func:`gnnquant.convert` returned, with ranges (calibrated or fine-tuned);
+            ``bits=32`` gives a float model.
+        path: The file to write.
+        example_inputs: Inputs, by position or by parameter name, on which the exported model is compared
+            besides a small random call.
+        opset: Version of the operator set: 18 and up, 21 and up with codes of 4 bits or less, 25 for
+            2-bit tensors (before that, 2-bit codes are stored in 4). ``None``: the newest that is
+            tested and that the installed onnxruntime has.
+
+    Raises:
+        BackendError: A node cannot be exported (the message names it), a site has no range, the operator
+            set is too old or not tested, onnx is not installed, or the comparison failed.
+    """
+    from gnnquant.converter import QuantizedModule
+    from gnnquant.passes.lowering import lower
+
+    if not isinstance(model, QuantizedModule):
+        raise BackendError(
+            f"export_onnx takes what gnnquant.convert returned, not {type(model).__name__}: "
+            "call gnnquant.convert(model) first (bits=32 for a float model)"
+        )
+    _require_onnx()
+    graph = lower(model)
+    data = _exported(graph, model.bits, _sites(model), _chosen_opset(graph, opset), example_inputs)
+    _write(path, data)
+
+
+def _sites(model: Any) -> dict[str, int]:
+    """Bits by site."""
+    return {site.name: site.bits for site in model.sites.values()}
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise BackendError("export_onnx needs the package onnx: pip install 'gnnquant[onnx]'") from error
+
+
+def _chosen_opset(graph: IntegerGraph, opset: int | None) -> int:
+    """The operator set to use.
+
+    Raises:
+        BackendError: The one that was asked for is too old for a node, or not tested.
+    """
+    from gnnquant.backends.onnx.check import newest_opset
+    from gnnquant.backends.onnx.containers import FIRST_OPSET, NEWEST_OPSET
+
+    if opset is None:
+        opset = newest_opset()
+    elif isinstance(opset, bool) or not isinstance(opset, int):
+        raise BackendError(f"opset must be an integer, not {opset!r}")
+    if opset > NEWEST_OPSET:
+        raise BackendError(f"opset {opset} is not tested: pass {NEWEST_OPSET} or less, or leave opset out")
+    oldest = FIRST_OPSET[32]
+    if opset < oldest:
+        raise BackendError(
+            f"opset {opset} has no sums over edges that are right with duplicate edges: pass opset={oldest} or "
+            "more"
+        )
+    quantized = [(node.name, node.attrs["bits"]) for node in graph.nodes if node.op == "quantize"]
+    for name, bits in [*quantized, *((name, weight.bits) for name, weight in graph.weights.items())]:
+        if opset < FIRST_OPSET[bits]:
+            raise BackendError(
+                f"{name!r} has {bits}-bit codes, which need opset {FIRST_OPSET[bits]}, but the operator set "
+                f"is {opset}: pass opset={FIRST_OPSET[bits]} or more"
+            )
+    return opset
+
+
+def _exported(
+    graph: IntegerGraph,
+    bits: int,
+    sites: dict[str, int],
+    opset: int,
+    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None,
+) -> bytes:
+    """The model as bytes, compared with the reference."""
+    from onnx import helper
+
+    import gnnquant
+    from gnnquant.backends.onnx.check import check_exported
+    from gnnquant.backends.onnx.emit import emit_model
+    from gnnquant.backends.onnx.session import OnnxSession, find_runtime
+    from gnnquant.backends.reference import ReferenceExecutor
+    from gnnquant.runtime import CompiledModel
+
+    metadata = {"gnnquant": gnnquant.__version__, "bits": bits, "sites": sites}
+    model = emit_model(graph, opset, metadata)
+    runtime = find_runtime()
+    if runtime is None:
+        warnings.warn(
+            "the exported model was not compared with the integer reference, because onnxruntime is not "
+            "installed: pip install 'gnnquant[onnx]'",
+            stacklevel=3,
+        )
+        compared = "no: onnxruntime was not installed"
+    else:
+        reference = CompiledModel(ReferenceExecutor(graph), graph, {"bits": bits})
+        session = OnnxSession(graph, model.SerializeToString())
+        ran = check_exported(session, reference, graph, example_inputs)
+        compared = f"onnxruntime {runtime.__version__}" if ran else "no: random inputs are none of this model"
+    helper.set_model_props(
+        model, {item.key: item.value for item in model.metadata_props} | {"compared": compared}
+    )
+    return bytes(model.SerializeToString())
+
+
+def _write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data``; under ``path`` there is the complete file or the old one."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(16)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
