@@ -40,9 +40,9 @@ def export_onnx(
         path: The file to write.
         example_inputs: Inputs, by position or by parameter name, on which the exported model is compared
             besides a small random call.
-        opset: Version of the operator set: 18 and up, 21 and up with codes of 4 bits or less, 25 for
-            2-bit tensors (before that, 2-bit codes are stored in 4). ``None``: the newest that is
-            tested and that the installed onnxruntime has.
+        opset: Version of the operator set: 18 to 25, 21 and up with weights of 4 bits or less. 25 packs
+            all codes and needs onnxruntime 1.32; before, 2-bit weights take 4 bits, and values 8.
+            ``None``: the newest that the installed onnxruntime runs right.
 
     Raises:
         BackendError: A node cannot be exported (the message names it), a site has no range, the operator
@@ -81,7 +81,7 @@ def _chosen_opset(graph: IntegerGraph, opset: int | None) -> int:
         BackendError: The one that was asked for is too old for a node, or not tested.
     """
     from gnnquant.backends.onnx.check import newest_opset
-    from gnnquant.backends.onnx.containers import FIRST_OPSET, NEWEST_OPSET
+    from gnnquant.backends.onnx.containers import FIRST_OPSET, NEWEST_OPSET, WEIGHT_OPSETS
 
     if opset is None:
         opset = newest_opset()
@@ -89,18 +89,17 @@ def _chosen_opset(graph: IntegerGraph, opset: int | None) -> int:
         raise BackendError(f"opset must be an integer, not {opset!r}")
     if opset > NEWEST_OPSET:
         raise BackendError(f"opset {opset} is not tested: pass {NEWEST_OPSET} or less, or leave opset out")
-    oldest = FIRST_OPSET[32]
-    if opset < oldest:
+    if opset < FIRST_OPSET:
         raise BackendError(
-            f"opset {opset} has no sums over edges that are right with duplicate edges: pass opset={oldest} or "
-            "more"
+            f"opset {opset} has no sums over edges that are right with duplicate edges: pass "
+            f"opset={FIRST_OPSET} or more"
         )
-    quantized = [(node.name, node.attrs["bits"]) for node in graph.nodes if node.op == "quantize"]
-    for name, bits in [*quantized, *((name, weight.bits) for name, weight in graph.weights.items())]:
-        if opset < FIRST_OPSET[bits]:
+    for name, weight in graph.weights.items():
+        needed = WEIGHT_OPSETS[weight.bits]
+        if opset < needed:
             raise BackendError(
-                f"{name!r} has {bits}-bit codes, which need opset {FIRST_OPSET[bits]}, but the operator set "
-                f"is {opset}: pass opset={FIRST_OPSET[bits]} or more"
+                f"{name!r} has {weight.bits}-bit codes, which need opset {needed}, but the operator set is "
+                f"{opset}: pass opset={needed} or more"
             )
     return opset
 

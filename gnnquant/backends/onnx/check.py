@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gnnquant.backends.onnx.containers import INT2_OPSET, NEWEST_OPSET
+from gnnquant.backends.onnx.containers import (
+    FIRST_OPSET,
+    NEWEST_OPSET,
+    PACKED_OPSET,
+    PACKED_RUNTIME,
+)
 from gnnquant.backends.onnx.session import OnnxSession, find_runtime, open_session
 from gnnquant.backends.self_check import RandomCall, as_call
 from gnnquant.errors import BackendError, InputError
@@ -120,32 +125,40 @@ def arrays(result: Any) -> Iterator[NDArray[Any]]:
 
 @lru_cache(maxsize=1)
 def newest_opset() -> int:
-    """The newest operator set that was tested and that the installed packages have."""
-    from onnx import TensorProto, defs, helper
+    """The newest operator set that was tested and that the installed packages have and run right."""
+    from onnx import defs
 
     newest = min(NEWEST_OPSET, defs.onnx_opset_version())
-    if find_runtime() is None:
+    runtime = find_runtime()
+    if runtime is None:
         return newest
-    for opset in range(newest, 18, -1):
-        kind = TensorProto.INT2 if opset >= INT2_OPSET else TensorProto.INT8
-        nodes = [
-            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"]),
-            helper.make_node("DequantizeLinear", ["codes", "scale"], ["y"]),
-        ]
-        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
-        constants = [
-            helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]),
-            helper.make_tensor("zero", kind, [], b"\0", raw=True),
-        ]
-        opsets = [helper.make_opsetid("", opset)]
-        model = helper.make_model(
-            helper.make_graph(nodes, "probe", [x], [y], constants),
-            opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),
-        )
-        try:
-            open_session(model.SerializeToString())
-        except BackendError:
-            continue
-        return opset
-    return 18
+    version = tuple(int(part) for part in runtime.__version__.split(".")[:2])
+    if version < PACKED_RUNTIME:
+        newest = min(newest, PACKED_OPSET - 1)
+    return next((opset for opset in range(newest, FIRST_OPSET, -1) if _runs(opset)), FIRST_OPSET)
+
+
+def _runs(opset: int) -> bool:
+    """Whether ONNX Runtime takes the operators of quantization of an operator set."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+    constants = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("zero", TensorProto.INT8, [], [0]),
+    ]
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "probe", [x], [y], constants),
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
+    )
+    try:
+        open_session(model.SerializeToString())
+    except BackendError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from gnnquant.backends.onnx.containers import container_of, weight_container
+from gnnquant.backends.onnx.containers import value_container, weight_container
 from gnnquant.backends.onnx.state import Codes, float32
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _quantize(state: State, node: Node, x: str) -> Codes:
     attrs, to = node.attrs, state.to
-    container = container_of(attrs["bits"], attrs["zero2"], to.opset, node.name)
+    container = value_container(attrs["bits"], attrs["zero2"], to.opset, node.name)
     x = state.operand(node, 0, x)
     per_row = attrs["granularity"] == "row"
     if per_row:
@@ -37,8 +37,8 @@ def _quantize(state: State, node: Node, x: str) -> Codes:
     else:
         value = float32(attrs["scale"])
         scale = to.scalar(value)
-        if not container.half and not container.clips and value > 0:
-            codes = _store(state, x, container, scale)
+        if not container.half and value > 0:
+            codes = _store(state, x, container, value)
             return Codes(_integers(state, codes, container), scale, node.shape, False, container, codes)
         inverse = np.float32(1) / np.float32(value) if value > 0 else np.float32(0)
         codes = _store(state, to.op("Mul", x, to.scalar(inverse)), container)
@@ -64,15 +64,15 @@ def _zero_point(state: State, kind: int, value: int = 0, count: int = 0) -> str:
     return state.to.packed(f"{name}[{count}]" if count else name, kind, shape, bytes([value]) * size)
 
 
-def _store(state: State, t: str, container: Container, scale: str = "") -> str:
-    """``t`` rounded and stored; in units of 1 where no scale is given."""
+def _store(state: State, t: str, container: Container, scale: float = 1.0) -> str:
+    """``t`` rounded to whole multiples of ``scale`` and stored."""
     to = state.to
     if container.half:  # v + 1/2 with v = floor(t)
         t = to.op("Floor", t)
     if container.clips:  # not Clip: ONNX Runtime cannot fold it into a QuantizeLinear to INT4, and fails
-        t = to.op("Min", to.op("Max", t, to.scalar(container.low)), to.scalar(container.high))
-    zero_point = _zero_point(state, container.kind)
-    return to.op("QuantizeLinear", t, scale or to.scalar(1.0), zero_point)
+        t = to.op("Max", t, to.scalar(container.low * scale))
+        t = to.op("Min", t, to.scalar(container.high * scale))
+    return to.op("QuantizeLinear", t, to.scalar(scale), _zero_point(state, container.kind))
 
 
 def _integers(state: State, codes: str, container: Container, zero_point: str = "") -> str:
