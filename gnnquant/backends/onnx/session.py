@@ -51,7 +51,7 @@ class OnnxSession:
         found: dict[str, NDArray[Any]] = {}
         for name, value in self._signature.bind(args, kwargs):
             found |= _arrays(self._inputs[name], value)
-        return {name: np.ascontiguousarray(array) for name, array in found.items()}
+        return {name: np.asarray(array, order="C") for name, array in found.items()}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """The outputs of the ONNX model."""
