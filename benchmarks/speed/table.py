@@ -44,8 +44,8 @@ in one process, in turns; the figure is the median, the spread half the distance
 
 - *strongest FP32* is the fastest of eager PyG, `torch.compile`, sorted sparse matrices written by hand
   (`benchmarks/speed/rivals.py`: CSR products of MKL, normalisation done before, the cheaper order), our FP32
-  export in ONNX Runtime and our own compiled FP32. Speed-ups refer to it. bf16 products and the INT8 export in
-  ONNX Runtime are other models, and told apart.
+  export in ONNX Runtime and our own compiled FP32. Speed-ups refer to it. bf16 products and the INT8 export
+  in ONNX Runtime are other models, and told apart.
 - Float contestants agree within 1e-4 (bf16: 5e-2) of the largest score; scores of INT8, INT4 and INT2 are
   those of the integer reference in every bit (with 2 threads: those of 1). A run where they differ fails.
 - *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.

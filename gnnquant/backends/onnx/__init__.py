@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import warnings
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
 
 __all__ = ["export_onnx"]
+
+LARGEST = 2**31 - 2**20
+"""Bytes of weights and constants that fit a file: protobuf holds 2 GiB, and nodes need some."""
 
 
 def export_onnx(
@@ -46,7 +50,8 @@ def export_onnx(
 
     Raises:
         BackendError: A node cannot be exported (the message names it), a site has no range, the operator
-            set is too old or not tested, onnx is not installed, or the comparison failed.
+            set is too old or not tested, the model is too large, onnx is not installed, or the comparison
+            failed.
     """
     from gnnquant.converter import QuantizedModule
     from gnnquant.passes.lowering import lower
@@ -58,6 +63,7 @@ def export_onnx(
         )
     _require_onnx()
     graph = lower(model)
+    _check_size(graph)
     data = _exported(graph, model.bits, _sites(model), _chosen_opset(graph, opset), example_inputs)
     _write(path, data)
 
@@ -65,6 +71,16 @@ def export_onnx(
 def _sites(model: Any) -> dict[str, int]:
     """Bits by site."""
     return {site.name: site.bits for site in model.sites.values()}
+
+
+def _check_size(graph: IntegerGraph) -> None:
+    stored = sum(math.prod(weight.shape) for weight in graph.weights.values())
+    stored += sum(array.nbytes for array in graph.constants.values())
+    if stored > LARGEST:
+        raise BackendError(
+            f"weights and constants of {stored / 2**30:.1f} GiB do not fit an ONNX file of 2 GiB: export "
+            "parts of the model, or use gnnquant.compile"
+        )
 
 
 def _require_onnx() -> None:

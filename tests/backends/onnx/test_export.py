@@ -131,6 +131,12 @@ def test_what_cannot_be_lowered_is_refused_by_name(tmp_path: Path) -> None:
         gnnquant.export_onnx(q, tmp_path / "m.onnx")
 
 
+def test_what_does_not_fit_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gnnquant.backends.onnx.LARGEST", 50)
+    with pytest.raises(BackendError, match="do not fit an ONNX file"):
+        gnnquant.export_onnx(converted("gcn", 8), tmp_path / "m.onnx")
+
+
 def test_a_wrong_export_is_noticed_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An aggregation that forgets duplicate edges, as exports often do; the old file stays."""
     right = State.scatter
