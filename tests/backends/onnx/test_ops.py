@@ -197,13 +197,19 @@ def index_graph(case: list[IndexNode]) -> IntegerGraph:
     return program(inputs, index, Node("y", "from_index", (), {"index": "out"}, (), "rows_of_out"))
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["some", "none"])
-@pytest.mark.parametrize("name", INDEX_CASES)
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    # Nothing minus a number would be a negative size.
+    [
+        (name, empty)
+        for name in INDEX_CASES
+        for empty in (False, True)
+        if not (empty and name == "sub of sizes")
+    ],
+)
 def test_index_program(name: str, empty: bool) -> None:
     graph = index_graph(INDEX_CASES[name])
     arrays = [array[: 0 if empty else None] for array in (NUMBERS, MORE, SIGNED)]
-    if empty and name == "sub of sizes":
-        pytest.skip("a size cannot be negative")
     np.testing.assert_array_equal(session(graph)(*arrays), reference(graph)(*arrays))
 
 

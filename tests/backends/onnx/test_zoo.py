@@ -32,8 +32,11 @@ MODELS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [(name, 4) for name in MODELS]
+    + [(name, bits) for name in ("gcn", "sage_max", "gin", "gat", "edge_conv", "smp") for bits in (8, 2)],
+)
 def test_exported_equals_reference(name: str, bits: int) -> None:
     _, ours = exported(name, bits, 25)
     theirs = reference(name, bits)
@@ -50,7 +53,7 @@ def test_older_operator_sets_compute_the_same(name: str, bits: int, opset: int) 
     assert_same_classes([(ours(*args), theirs(*args)) for args in arguments])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("residual_gcn", "smp")])
 def test_float_model_is_close(name: str) -> None:
     """bits=32 equals the float reference and eager PyG."""
     _, ours = exported(name, 32, 18)
