@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gnnquant.backends import compile
+    from gnnquant.backends.onnx import export_onnx
     from gnnquant.config import QuantConfig, QuantSpec
     from gnnquant.converter import QuantizedModule, convert
     from gnnquant.errors import (
@@ -48,12 +49,14 @@ __all__ = [
     "calibrate",
     "compile",
     "convert",
+    "export_onnx",
     "finetune",
     "load",
 ]
 
 _SOURCES = {
     "gnnquant.backends": ("compile",),
+    "gnnquant.backends.onnx": ("export_onnx",),
     "gnnquant.config": ("QuantConfig", "QuantSpec"),
     "gnnquant.converter": ("QuantizedModule", "convert"),
     "gnnquant.errors": (

@@ -1,4 +1,4 @@
-"""The command line: ``gnnquant demo``, ``gnnquant info`` and ``gnnquant cmake-dir``."""
+"""The command line: ``gnnquant demo``, ``info``, ``export`` and ``cmake-dir``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gnnquant.datasets import DATA_ROOT_VARIABLE, DATASETS
 from gnnquant.demo import MODEL_NAMES, DemoOptions
-from gnnquant.errors import ArtifactError, GnnQuantError
+from gnnquant.errors import ArtifactError, BackendError, GnnQuantError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             _demo(options)
+        elif options.command == "export":
+            _export(options.model, options.out, options.opset)
         elif options.command == "info":
             _info(options.artifact)
         else:
@@ -103,6 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("artifact", type=Path, metavar="MODEL.gnnq", help="file that save() wrote")
 
+    export = commands.add_parser(
+        "export",
+        help="write a converted model as ONNX",
+        description="Read a converted model that torch.save wrote, and write it as an ONNX file. Reading "
+        "such a file can run any code in it: use only files whose origin you trust.",
+    )
+    export.add_argument("model", type=Path, metavar="MODEL.pt", help="file of torch.save(q, ...)")
+    export.add_argument("out", type=Path, metavar="OUT.onnx", help="file to write")
+    export.add_argument(
+        "--opset", type=_positive, metavar="N", help="operator set; else the newest that onnxruntime has"
+    )
+
     commands.add_parser(
         "cmake-dir",
         help="print the folder of the CMake package",
@@ -152,6 +166,32 @@ def _info(path: Path) -> None:
                 print(f"{name[:-1]}: {_plain(item)}")
         else:
             print(f"{name}: {_plain(value)}")
+
+
+def _export(source: Path, out: Path, opset: int | None) -> None:
+    import torch
+
+    from gnnquant.backends.onnx import export_onnx
+
+    try:
+        # The file holds a whole module: loading it runs what its pickle says.
+        model = torch.load(source, map_location="cpu", weights_only=False)
+    except OSError as error:
+        raise BackendError(f"{source} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a pickle fails in any way
+        raise BackendError(
+            f"{source} is no model that torch.save(q, path) wrote here: {type(error).__name__}: {error}"
+        ) from error
+    export_onnx(model, out, opset=opset)
+    import onnx
+
+    written = onnx.load(out)
+    facts = {item.key: item.value for item in written.metadata_props}
+    number = written.opset_import[0].version
+    print(
+        f"{out}: {out.stat().st_size:,} bytes, {facts['bits']} bits, opset {number}, compared with the "
+        f"reference: {facts['compared']}"
+    )
 
 
 def _plain(value: object) -> str:

@@ -31,8 +31,8 @@ def interleaved_times(
     Args:
         calls: Name -> what to time.
         rounds: Most measurements of a call.
-        seconds: Time for all; a call that has used up its equal share rests, but not before its third turn, unless
-            one turn takes more than the share.
+        seconds: Time for all; a call that has used up its equal share rests, but not before its third turn,
+            unless one turn takes more than the share.
         warm_up: Calls before the first measurement.
         pause: Seconds of rest before each measurement, in which the threads of the last one go to sleep.
 

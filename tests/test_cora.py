@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import gnnquant
+from gnnquant.backends.onnx.session import OnnxSession
 from gnnquant.datasets import load_dataset
 from gnnquant.demo_models import GCN
+from gnnquant.passes.lowering import lower
 from tests.parity import code_differences
 
 if TYPE_CHECKING:
@@ -39,8 +41,10 @@ def trained(cora: Data) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_trained_model_survives_lowering(cora: Data, trained: torch.nn.Module, bits: int) -> None:
-    """Codes differ in rounding ties only, classes hardly ever, and compiled code in no bit."""
+def test_trained_model_survives_lowering(
+    cora: Data, trained: torch.nn.Module, bits: int, tmp_path: Path
+) -> None:
+    """Codes differ in rounding ties only, classes hardly ever (in ONNX too), and compiled code in no bit."""
     q = gnnquant.convert(trained, bits=bits)
     gnnquant.finetune(q, cora, epochs=3, teacher=trained, seed=0, progress=False)
     differences = code_differences(q, cora.x, cora.edge_index)
@@ -56,6 +60,9 @@ def test_trained_model_survives_lowering(cora: Data, trained: torch.nn.Module, b
     assert float(same.float().mean()) >= 0.999
     compiled = gnnquant.compile(q, threads=2)
     assert torch.equal(compiled(cora.x, cora.edge_index), expected)
+    gnnquant.export_onnx(q, tmp_path / "cora.onnx")
+    exported = OnnxSession(lower(q), tmp_path / "cora.onnx", threads=1)(cora.x, cora.edge_index)
+    assert float((exported.argmax(dim=1) == expected.argmax(dim=1)).float().mean()) >= 0.999
 
 
 def test_int2_learns(cora: Data, trained: torch.nn.Module) -> None:

@@ -30,6 +30,7 @@ PUBLIC = {
     "calibrate",
     "compile",
     "convert",
+    "export_onnx",
     "finetune",
     "load",
 }
@@ -86,7 +87,7 @@ def test_functions_are_not_shadowed_by_modules() -> None:
     ],
 )
 def test_import_is_light(code: str) -> None:
-    heavy = ["torch", "tvm", "torch_geometric", "sklearn", "rich", "tqdm"]
+    heavy = ["torch", "tvm", "torch_geometric", "onnx", "onnxruntime", "sklearn", "rich", "tqdm"]
     done = run_python(f"import sys; {code}; print([m for m in {heavy} if m in sys.modules])")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -13,7 +13,16 @@ from benchmarks.speed.memory import peak_bytes, read_bandwidth
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
 from benchmarks.speed.roofline import kernel_costs
-from benchmarks.speed.runs import CONTESTANTS, EAGER, OWN, SORTED, Run, _widest
+from benchmarks.speed.runs import (
+    CONTESTANTS,
+    EAGER,
+    OWN,
+    SORTED,
+    Run,
+    _exported,
+    _quantized,
+    _widest,
+)
 from benchmarks.speed.table import document, missed_targets, plot, strongest
 from gnnquant.passes.lowering import lower
 from tests import zoo
@@ -30,6 +39,17 @@ def test_the_sorted_rival_computes_what_the_model_does(name: str, edges: int) ->
     torch.testing.assert_close(rival(data.x), wanted, rtol=1e-4, atol=1e-5)
     halved = SortedModel(model, data.edge_index, 60, torch.bfloat16)(data.x)
     assert 0 < float((halved - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
+def test_the_exported_rival_computes_what_the_model_does() -> None:
+    data = zoo.random_graph(60, 300, seed=1)
+    q = _quantized(MODELS["gcn64"].build(zoo.FEATURES, 5), (data.x, data.edge_index), 32)
+    facts: dict[str, Any] = {}
+    call = _exported(q, 1, data.x, data.edge_index, facts)
+    assert call is not None
+    assert facts["compile_s"] >= 0
+    wanted = gnnquant.compile(q, target="reference")(data.x, data.edge_index)
+    torch.testing.assert_close(call(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_random_graph_has_the_size_it_claims_and_hubs() -> None:

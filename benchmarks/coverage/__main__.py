@@ -16,7 +16,7 @@ from benchmarks.coverage.runner import Results, run_rows
 from benchmarks.coverage.table import failures, markdown, missed_targets
 from benchmarks.report import code_state, machine
 
-PACKAGES = ("torch", "torch_geometric", "apache-tvm", "numpy")
+PACKAGES = ("torch", "torch_geometric", "apache-tvm", "numpy", "onnx", "onnxruntime")
 
 
 def main() -> int:
@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--no-compile", action="store_true", help="stop after quantizing")
     parser.add_argument("--again", action="store_true", help="measure rows that the file has already")
     parser.add_argument("--retry", action="store_true", help="measure rows again that are not all yes")
+    parser.add_argument("--onnx", action="store_true", help="add the column ONNX to rows that lack it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at a time")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one row")
     parser.add_argument("--list", action="store_true", help="names of rows, and what has no recipe")
@@ -47,11 +48,18 @@ def main() -> int:
     with_compile = not options.no_compile
     results = Results(options.out)
     failed = {row["key"] for row in results.rows.values() if options.retry and failures({"": row})}
-    wanted = [
-        case.key
-        for case in cases
-        if options.again or case.key in failed or not results.has(case.key, with_compile)
-    ]
+    if options.onnx:
+        present = [case for case in cases if case.key in results.rows]
+        cases = present if options.only or options.counted or options.quick else cases
+        wanted = [
+            case.key for case in present if options.again or "onnx" not in results.rows[case.key]["cells"]
+        ]
+    else:
+        wanted = [
+            case.key
+            for case in cases
+            if options.again or case.key in failed or not results.has(case.key, with_compile)
+        ]
     code = code_state("gnnquant/**/*.py")
     results.about = {
         "versions": {"gnnquant": gnnquant.__version__, **{name: version(name) for name in PACKAGES}},
@@ -59,9 +67,9 @@ def main() -> int:
         "bits": BITS,
         "machine": machine(),
         "python": platform.python_version(),
-        "code": {**results.about.get("code", {}), **dict.fromkeys(wanted, code)},
+        "code": {**results.about.get("code", {}), **dict.fromkeys([] if options.onnx else wanted, code)},
     }
-    run_rows(wanted, results, with_compile, options.jobs, options.timeout)
+    run_rows(wanted, results, with_compile, options.jobs, options.timeout, only_onnx=options.onnx)
     known = {case.key for case in CASES}
     results.rows = {key: row for key, row in results.rows.items() if key in known}
     results.write()

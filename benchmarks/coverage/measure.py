@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import re
+import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,9 @@ from torch_geometric.nn import MessagePassing
 
 import gnnquant
 from benchmarks.coverage.graphs import example, hard, second
+from gnnquant.backends.onnx.session import OnnxSession
 from gnnquant.ir import ROLE_MARKERS
+from gnnquant.passes.lowering import lower
 from gnnquant.quantizers.calibration import quantizers_of
 from gnnquant.tracing import trace
 
@@ -48,10 +51,11 @@ COLUMNS = {
     "compiled": "compiled INT4",
     "exact": "equals the reference in every bit",
     "trained": "equals the model that trains",
+    "onnx": "ONNX",
 }
 """Columns of the table, in order, and their titles."""
 
-COMPILE_COLUMNS = ("lowered", "compiled", "exact", "trained")
+COMPILE_COLUMNS = ("lowered", "compiled", "exact", "trained", "onnx")
 
 NEAR = 0.01
 """Numbers are near where they differ by at most this share of the largest one."""
@@ -270,6 +274,18 @@ class Measurement:
                 if quantized and self.column("compiled", self.compiles):
                     self.column("exact", self.is_exact)
                     self.column("trained", self.is_what_trains)
+                if quantized:
+                    self.column("onnx", self.exports)
+        self.row.seconds = round(time.perf_counter() - start, 2)
+        return self.row
+
+    def fill_onnx(self) -> Row:
+        """Measure what the column about ONNX needs, and nothing else."""
+        start = time.perf_counter()
+        if self.column("eager", self.runs_eagerly):
+            self.find_hard_graphs()
+            if self.column("quantized", self.quantizes):
+                self.column("onnx", self.exports)
         self.row.seconds = round(time.perf_counter() - start, 2)
         return self.row
 
@@ -446,8 +462,33 @@ class Measurement:
             found = pytree.tree_leaves(run(self.compiled, inputs))
             shares.append(share_near(found, evaluate(self.quantized, inputs)))
         self.row.facts["share of numbers near the trained model's"] = round(min(shares), 3)
-        if min(shares) < MOST:
-            raise DifferenceError(f"only {min(shares):.0%} of the numbers are those of the model that trains")
+        require_near(min(shares), "those of the model that trains")
+
+    def exports(self) -> None:
+        """``export_onnx`` in FP32 and INT4; ONNX Runtime computes what the reference does on every graph."""
+        floats = gnnquant.convert(self.fresh(), self.example, bits=32, check_inputs=self.check_inputs)
+        shares = [1.0]
+        for q in (floats, self.quantized):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                gnnquant.export_onnx(q, path, cloned(self.example))
+                session = OnnxSession(lower(q), path, threads=1)
+            reference = gnnquant.compile(q, target="reference")
+            for name, inputs in self.graphs().items():
+                with on(f"{q.bits} bits, {name}"):
+                    found, wanted = (pytree.tree_leaves(run(m, inputs)) for m in (session, reference))
+                    if q.bits == 32:
+                        require_same_outputs(found, wanted)
+                    else:
+                        shares.append(share_near(found, wanted))
+                        require_near(shares[-1], "the reference's")
+        self.row.facts["share of numbers near the reference's in ONNX"] = round(min(shares), 3)
+
+
+def require_near(share: float, what: str) -> None:
+    """Raise ``DifferenceError`` unless enough numbers are near."""
+    if share < MOST:
+        raise DifferenceError(f"only {share:.0%} of the numbers are {what}")
 
 
 def share_near(found: list[Any], wanted: list[Any]) -> float:
@@ -473,8 +514,9 @@ def names_a_node(message: str, module: QuantizedModule) -> bool:
     return bool(known & set(re.findall(r"[\w.]+", message)))
 
 
-def measure(case: Case, with_compile: bool) -> Row:
-    """Everything about one case; threads and warnings are those of the process."""
+def measure(case: Case, with_compile: bool, only_onnx: bool = False) -> Row:
+    """Everything about one case, or ONNX alone; threads and warnings are those of the process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Measurement(case, with_compile).fill()
+        measurement = Measurement(case, with_compile)
+        return measurement.fill_onnx() if only_onnx else measurement.fill()

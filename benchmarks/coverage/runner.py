@@ -22,13 +22,15 @@ _PRELOADED = [
     "benchmarks.coverage.measure",
     "gnnquant.passes.lowering",
     "gnnquant.backends.reference",
+    "gnnquant.backends.onnx.check",
+    "gnnquant.backends.onnx.emit",
     "gnnquant.backends.self_check",
     "gnnquant.backends.tvm",
 ]
 """Everything that a row imports: from then on all rows run the same state of the code."""
 
 
-def work(key: str, with_compile: bool, answers: Connection) -> None:
+def work(key: str, with_compile: bool, only_onnx: bool, answers: Connection) -> None:
     """Measure one row in this process."""
     # What a failing model prints is in the row's reasons; here it would only tear the progress bar.
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -40,14 +42,14 @@ def work(key: str, with_compile: bool, answers: Connection) -> None:
     from benchmarks.coverage.measure import measure
 
     torch.set_num_threads(1)
-    answers.send(measure(find(key), with_compile).as_json())
+    answers.send(measure(find(key), with_compile, only_onnx).as_json())
 
 
-def run_row(key: str, with_compile: bool, timeout: float) -> dict[str, Any]:
+def run_row(key: str, with_compile: bool, timeout: float, only_onnx: bool = False) -> dict[str, Any]:
     """Measure one row in another process."""
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(key, with_compile, sender))
+    process = context.Process(target=work, args=(key, with_compile, only_onnx, sender))
     process.start()
     sender.close()
     try:
@@ -98,6 +100,21 @@ class Results:
             self.rows[row["key"]] = row
             self.write()
 
+    def add_onnx(self, row: dict[str, Any]) -> None:
+        """Complete a row that is there by what ``measure(only_onnx=True)`` found."""
+        known = self.rows[row["key"]]
+        answer = row["cells"].get("onnx")
+        for part in ("cells", "reasons"):
+            known[part].pop("onnx", None)
+        if "row" in row["reasons"]:
+            answer, row["reasons"]["onnx"] = False, row["reasons"]["row"]
+        if answer is not None:
+            known["cells"]["onnx"] = answer
+        if "onnx" in row["reasons"]:
+            known["reasons"]["onnx"] = row["reasons"]["onnx"]
+        known["facts"] |= {name: fact for name, fact in row["facts"].items() if "ONNX" in name}
+        self.add(known)
+
     def write(self) -> None:
         """Replace the file in one step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,13 +124,21 @@ class Results:
         temporary.replace(self.path)
 
 
-def run_rows(keys: Iterable[str], results: Results, with_compile: bool, jobs: int, timeout: float) -> None:
-    """Measure rows, ``jobs`` at a time."""
+def run_rows(
+    keys: Iterable[str],
+    results: Results,
+    with_compile: bool,
+    jobs: int,
+    timeout: float,
+    *,
+    only_onnx: bool = False,
+) -> None:
+    """Measure rows, ``jobs`` at a time; or add ONNX to those that are there."""
     # Workers inherit these; one thread each, or they would fight over the processors.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS"):
         os.environ[name] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(run_row, key, with_compile, timeout) for key in keys]
+        tasks = [pool.submit(run_row, key, with_compile, timeout, only_onnx) for key in keys]
         for task in tqdm(as_completed(tasks), total=len(tasks), unit="row", disable=None):
-            results.add(task.result())
+            (results.add_onnx if only_onnx else results.add)(task.result())

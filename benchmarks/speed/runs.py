@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from benchmarks.speed.memory import available_bytes, peak_bytes
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
 from benchmarks.speed.roofline import kernel_costs
+from gnnquant.backends.onnx.session import OnnxSession, find_runtime
 from gnnquant.config import FLOAT_BITS
 from gnnquant.passes.lowering import lower
 from gnnquant.timing import interleaved_times
@@ -29,10 +32,16 @@ if TYPE_CHECKING:
 WIDTHS = (8, 4, 2)
 OWN = {FLOAT_BITS: "own FP32", **{bits: f"INT{bits}" for bits in WIDTHS}}
 EAGER, COMPILED, SORTED, HALF = "PyG eager", "torch.compile", "torch CSR", "torch CSR, bf16 products"
-FLOAT_RIVALS = (EAGER, COMPILED, SORTED, OWN[FLOAT_BITS])
+ONNX = "ONNX Runtime"
+FLOAT_RIVALS = (EAGER, COMPILED, SORTED, ONNX, OWN[FLOAT_BITS])
 """The strongest of these is what speed-ups refer to; with bf16 it is another model, and told apart."""
-CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, *OWN.values())
-SOURCES = ("gnnquant/backends/tvm/*.py", "gnnquant/runtime/*.py", "benchmarks/speed/[mr]*.py")
+CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, ONNX, *OWN.values())
+SOURCES = (
+    "gnnquant/backends/tvm/*.py",
+    "gnnquant/backends/onnx/*.py",
+    "gnnquant/runtime/*.py",
+    "benchmarks/speed/[mr]*.py",
+)
 """What decides about speed."""
 TOLERANCE = {HALF: 0.05}
 """Largest difference to eager PyG in units of the largest score; 1e-4 in float32."""
@@ -92,6 +101,11 @@ def perform(run: Run) -> dict[str, Any]:
     quantized = {name: _quantized(model, few, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
+    if run.messages:
+        exported = _exported(quantized[OWN[FLOAT_BITS]], run.threads, x, edge_index, rows[ONNX])
+        calls |= {} if exported is None else {ONNX: exported}
+    else:
+        rows[ONNX]["skipped"] = "not asked for"
     for name, call in calls.items():
         rows[name]["peak"] = peak_bytes(call)
     _compare(calls, rows)
@@ -193,6 +207,34 @@ def _own(
         return scores
 
     return call, compiled
+
+
+def _exported(
+    q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor, row: dict[str, Any]
+) -> Callable[[], Tensor] | None:
+    """The exported model in ONNX Runtime, which makes a message and its index for each edge."""
+    graph = lower(q)
+    columns = max(node.columns for node in graph.nodes if node.op.endswith(("spmm", "segment_reduce")))
+    # A message and its destinations as float32 and int64, and the product that they are scattered from.
+    needed = edge_index.size(1) * columns * (4 + 8 + 4)
+    if find_runtime() is None:
+        row["skipped"] = "onnxruntime is not installed"
+        return None
+    if needed > SPARE * available_bytes():
+        row["skipped"] = f"messages of {needed / 2**30:.0f} GiB do not fit the memory"
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        start = time.perf_counter()
+        gnnquant.export_onnx(q, path)
+        session = OnnxSession(graph, path, threads)
+        row["compile_s"] = round(time.perf_counter() - start, 2)
+    feeds = session.feeds(x, edge_index)
+
+    def call() -> Tensor:
+        return torch.from_numpy(session.run(feeds)[0])
+
+    return call
 
 
 def _some(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:

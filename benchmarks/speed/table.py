@@ -40,11 +40,13 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks.speed`; do not edit by hand. Milliseconds of one call: float features in,
 class scores out, the graph prepared before, weights random, ranges calibrated. All contestants of a row run
-in one process, in turns; the figure is the median, the spread half the distance between the quartiles.
+in one process, in turns; the figure is the median, the spread half the distance between the quartiles; a
+contestant that takes more than its share of the time is measured once, and has none.
 
 - *strongest FP32* is the fastest of eager PyG, `torch.compile`, sorted sparse matrices written by hand
-  (`benchmarks/speed/rivals.py`: CSR products of MKL, normalisation done before, the cheaper order) and our
-  own compiled FP32. Speed-ups refer to it. bf16 products are another model, and told apart.
+  (`benchmarks/speed/rivals.py`: CSR products of MKL, normalisation done before, the cheaper order), our FP32
+  export in ONNX Runtime and our own compiled FP32. Speed-ups refer to it. bf16 products are another model,
+  and told apart.
 - Float contestants agree within 1e-4 (bf16: 5e-2) of the largest score; scores of INT8, INT4 and INT2 are
   those of the integer reference in every bit (with 2 threads: those of 1). A run where they differ fails.
 - *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.
@@ -96,7 +98,7 @@ def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
                 " / ".join(_mebibytes(rows[OWN[bits]].get("peak")) for bits in OWN),
             ]
         )
-        details.append([title, *(_measured(rows[contestant]) for contestant in CONTESTANTS)])
+        details.append([title, *(_measured(rows.get(contestant, {})) for contestant in CONTESTANTS)])
         moved.append([title, *(_moved(rows[own]) for own in OWN.values())])
         made.append([title, *(_made(rows[own], best) for own in OWN.values())])
     widths = [OWN[bits] for bits in WIDTHS]
@@ -247,5 +249,7 @@ def _made(row: dict[str, Any], best: float) -> str:
 def _measured(row: dict[str, Any]) -> str:
     if "times" not in row:
         return "–"
+    if len(row["times"]) == 1:
+        return f"{row['median']:.2f}"
     low, _, high = statistics.quantiles(row["times"], n=4)
     return f"{row['median']:.2f} ± {(high - low) / 2:.2f}"
