@@ -331,6 +331,7 @@ class _Workspace:
         self._constants = constants
         self._alignment = alignment
         self._tvm = tvm
+        self._homes = homes(plan)
         self._arena = aligned_bytes(0)
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
@@ -344,7 +345,7 @@ class _Workspace:
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the memory is large enough for graphs of this size."""
-        return self._size(prepared) <= self._arena.size
+        return self._starts(prepared)[1] <= self._arena.size
 
     def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Call the kernels in order."""
@@ -371,7 +372,7 @@ class _Workspace:
 
     def _bind(self, prepared: Prepared) -> None:
         """Lay the buffers out for graphs of this size and point the kernels' arguments to them."""
-        size = self._size(prepared)
+        starts, size = self._starts(prepared)
         if size > self._arena.size:
             self._arena = aligned_bytes(size)
         same_layout = self.prepared is not None and self.prepared.layout == prepared.layout
@@ -383,7 +384,6 @@ class _Workspace:
             return
         self.arrays.clear()
         views = self._views = {}
-        offset = 0
         for buffer in self._plan.buffers:
             if buffer.kind == "index":
                 continue
@@ -392,11 +392,10 @@ class _Workspace:
             if buffer.kind == "constant":
                 address = self._constants[buffer.name].ctypes.data
             elif buffer.kind == "workspace":
-                length = _bytes(buffer, shape)
-                raw = self._arena[offset : offset + length]
+                start = starts[self._homes[buffer.name]]
+                raw = self._arena[start : start + _bytes(buffer, shape)]
                 self.arrays[buffer.name] = raw.view(buffer.dtype).reshape(shape)
-                address = self._arena.ctypes.data + offset
-                offset += round_up(length)
+                address = self._arena.ctypes.data + start
             views[buffer.name] = tvm_abi.tensor_view(buffer.dtype, shape, address)
         for name, array in prepared.arrays.items():
             views[name] = tvm_abi.tensor_view("int32", array.shape, address_of(array))
@@ -425,12 +424,44 @@ class _Workspace:
             address = address_of(copy)
         view.data = address
 
-    def _size(self, prepared: Prepared) -> int:
-        return sum(
-            round_up(_bytes(buffer, _shape(buffer, prepared.sizes)))
-            for buffer in self._plan.buffers
-            if buffer.kind == "workspace"
-        )
+    def _starts(self, prepared: Prepared) -> tuple[dict[str, int], int]:
+        """Where the memory of each workspace buffer that has some starts in the arena; bytes of the arena."""
+        starts, size = {}, 0
+        for buffer in self._plan.buffers:
+            if self._homes.get(buffer.name) == buffer.name:
+                starts[buffer.name] = size
+                size += round_up(_bytes(buffer, _shape(buffer, prepared.sizes)))
+        return starts, size
+
+
+def homes(plan: Plan) -> dict[str, str]:
+    """The workspace buffer in whose memory each workspace buffer lies: one of its own shape and type.
+
+    Two buffers share memory where no call needs both: the steps of a propagation take turns in two. What is
+    kept from call to call, or looked at afterwards, has memory of its own.
+    """
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    alone = set(plan.notes.get("finite", {}).values())
+    for index, call in enumerate(plan.calls):
+        for name in call.arguments:
+            first.setdefault(name, index)
+            last[name] = index
+            if call.per_graph:
+                alone.add(name)
+    found: dict[str, str] = {}
+    ends: dict[tuple[Any, ...], dict[str, int]] = {}
+    buffers = [buffer for buffer in plan.buffers if buffer.kind == "workspace"]
+    for buffer in sorted(buffers, key=lambda buffer: first.get(buffer.name, 0)):
+        name = buffer.name
+        if name in alone or name not in first:
+            found[name] = name
+            continue
+        known = ends.setdefault((buffer.dtype, buffer.shape), {})
+        home = next((home for home, end in known.items() if end < first[name]), name)
+        known[home] = last[name]
+        found[name] = home
+    return found
 
 
 def _check_read(index: IndexResults, name: str, rows: int, lowest: int) -> None:
