@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
 WIDTHS = (8, 4, 2)
 OWN = {FLOAT_BITS: "own FP32", **{bits: f"INT{bits}" for bits in WIDTHS}}
+CODES = {bits: f"INT{bits} from codes" for bits in WIDTHS}
+"""The same models on features that were quantized before."""
 EAGER, COMPILED, SORTED, HALF = "PyG eager", "torch.compile", "torch CSR", "torch CSR, bf16 products"
 ONNX = "ONNX Runtime"
 FLOAT_RIVALS = (EAGER, COMPILED, SORTED, ONNX, OWN[FLOAT_BITS])
 """The strongest of these is what speed-ups refer to; with bf16 it is another model, and told apart."""
-CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, ONNX, *OWN.values())
+CONTESTANTS = (EAGER, COMPILED, SORTED, HALF, ONNX, *OWN.values(), *CODES.values())
 SOURCES = (
     "gnnquant/backends/tvm/*.py",
     "gnnquant/backends/onnx/*.py",
@@ -101,6 +103,8 @@ def perform(run: Run) -> dict[str, Any]:
     quantized = {name: _quantized(model, few, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
+    for bits, name in CODES.items():
+        calls[name] = _from_codes(quantized[OWN[bits]], run.threads, x, edge_index)
     if run.messages:
         exported = _exported(quantized[OWN[FLOAT_BITS]], run.threads, x, edge_index, rows[ONNX])
         calls |= {} if exported is None else {ONNX: exported}
@@ -114,6 +118,8 @@ def perform(run: Run) -> dict[str, Any]:
         how: dict[str, Any] = {"target": "reference"} if run.threads == 1 else {"threads": 1}
         wanted: Tensor = gnnquant.compile(quantized[name], **how)(x, edge_index)
         assert torch.equal(calls[name](), wanted), f"{name} differs from {how}"
+    for bits, name in CODES.items():
+        assert torch.equal(calls[name](), calls[OWN[bits]]()), f"{name} differs from {OWN[bits]}"
     pause = PAUSE if run.threads > 1 else 0.0
     # the peak and the comparison were two calls already
     for name, times in interleaved_times(calls, seconds=run.seconds, warm_up=0, pause=pause).items():
@@ -207,6 +213,19 @@ def _own(
         return scores
 
     return call, compiled
+
+
+def _from_codes(
+    q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor
+) -> Callable[[], Tensor]:
+    compiled = gnnquant.compile(q, threads=threads, prepared_features=True)
+    graph, features = compiled.prepare(edge_index, x.size(0)), compiled.prepare_features(x)
+
+    def call() -> Tensor:
+        scores: Tensor = compiled(features, graph)
+        return scores
+
+    return call
 
 
 def _exported(

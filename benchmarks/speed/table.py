@@ -49,6 +49,7 @@ contestant that takes more than its share of the time is measured once, and has 
   and told apart.
 - Float contestants agree within 1e-4 (bf16: 5e-2) of the largest score; scores of INT8, INT4 and INT2 are
   those of the integer reference in every bit (with 2 threads: those of 1). A run where they differ fails.
+- *From codes*: the features were quantized before the call (`prepare_features`); all else takes floats in.
 - *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.
 """
 

@@ -23,6 +23,7 @@ def compile(
     *,
     target: Any = "native",
     threads: int | None = None,
+    prepared_features: bool = False,
 ) -> CompiledModel:
     """Compile a converted model to integer code.
 
@@ -39,6 +40,8 @@ def compile(
             kernels yet.
         threads: Threads of one call; ``None``: the processors that this process may use (give the number
             for another machine).
+        prepared_features: Whether :meth:`CompiledModel.prepare_features` can quantize the float input ahead
+            of the calls: for features that stay the same. Calls with floats then take a little longer.
 
     Returns:
         A model that is called like the original, with torch tensors or numpy arrays.
@@ -68,7 +71,7 @@ def compile(
     reference = _reference(graph, info)
     if target == "reference":
         return reference
-    payload = _tvm(graph, info, target, threads or _processors())
+    payload = _tvm(graph, info, target, threads or _processors(), prepared_features)
     compiled = model_from_payload(payload)
     # Code is not trusted because it compiled: this processor may be the first of its kind.
     runs_here = not missing_requirements(payload.metadata["target"])
@@ -91,14 +94,16 @@ def _reference(graph: IntegerGraph, info: dict[str, Any]) -> CompiledModel:
     return CompiledModel(ReferenceExecutor(graph), graph, {**info, "target": "reference"})
 
 
-def _tvm(graph: IntegerGraph, info: dict[str, Any], target: Any, threads: int) -> ArtifactPayload:
+def _tvm(
+    graph: IntegerGraph, info: dict[str, Any], target: Any, threads: int, prepared_features: bool
+) -> ArtifactPayload:
     from importlib.metadata import version
 
     from gnnquant import __version__
     from gnnquant.backends.tvm import build
     from gnnquant.runtime.artifact import ArtifactPayload
 
-    built = build(graph, target=target, threads=threads)
+    built = build(graph, target=target, threads=threads, prepared_features=prepared_features)
     versions = {"gnnquant": __version__, "tvm": version("apache-tvm")}
     metadata = {**info, **versions, "target": built.target}
     return ArtifactPayload(built.plan, built.constants, built.library, metadata)

@@ -231,13 +231,47 @@ class TvmExecutor:
         )
         return Prepared(sizes, arrays, layout)
 
-    def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Call the kernels in order."""
+    @property
+    def prepares_features(self) -> bool:
+        """Whether the float input is quantized by calls of its own."""
+        return any(call.per_features for call in self._plan.calls)
+
+    def features(self, array: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The codes and scales of the float input [rows, ...], as :meth:`run` takes them, by buffer."""
+        if self._pooled:
+            tvm_abi.use_threads(self._plan.threads)
+        buffers = {buffer.name: buffer for buffer in self._plan.buffers}
+        kept: dict[str, NDArray[Any]] = {}
+        for call in self._plan.calls:
+            if not call.per_features:
+                continue
+            arrays = []
+            for name in call.arguments:
+                buffer = buffers[name]
+                shape = tuple(dim if isinstance(dim, int) else array.shape[0] for dim in buffer.shape)
+                if buffer.kind == "input":
+                    arrays.append(aligned_copy(array).reshape(shape))
+                elif buffer.kind == "constant":
+                    arrays.append(self._constants[name])
+                else:
+                    arrays.append(aligned_array(shape, buffer.dtype))
+                    if shape != buffer.shape:
+                        kept[name] = arrays[-1]
+            self._call(call.function, self._functions[call.function], *arrays)
+        return kept
+
+    def run(
+        self,
+        prepared: Prepared,
+        inputs: dict[str, NDArray[np.float32]],
+        features: dict[str, NDArray[Any]] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Call the kernels in order; with ``features`` without those that quantize the input."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
         workspace = self._acquire(prepared)
         try:
-            outputs = workspace.run(prepared, inputs)
+            outputs = workspace.run(prepared, inputs, features)
             for name, buffer in self._finite.items():
                 if name in inputs and not np.isfinite(workspace.arrays[buffer]).all():
                     with np.errstate(all="ignore"):
@@ -332,6 +366,13 @@ class _Workspace:
         self._alignment = alignment
         self._tvm = tvm
         self._homes = homes(plan)
+        spaced = {b.name for b in plan.buffers if any(isinstance(dim, str) for dim in b.shape)}
+        self._of_features = {
+            name
+            for call in plan.calls
+            for name in call.arguments
+            if call.per_features and name in spaced and name in self._homes
+        }
         self._arena = aligned_bytes(0)
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
@@ -347,10 +388,17 @@ class _Workspace:
         """Whether the memory is large enough for graphs of this size."""
         return self._starts(prepared)[1] <= self._arena.size
 
-    def run(self, prepared: Prepared, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def run(
+        self,
+        prepared: Prepared,
+        inputs: dict[str, NDArray[np.float32]],
+        features: dict[str, NDArray[Any]] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """Call the kernels in order."""
         if prepared is not self.prepared:
             self._bind(prepared)
+        for name in self._of_features:
+            self._views[name].data = address_of((features or self.arrays)[name])
         for name, array in inputs.items():
             self._point_input(name, array)
         outputs = []
@@ -359,7 +407,7 @@ class _Workspace:
             outputs.append(output)
         result = self._result_address
         for call, (function, arguments, count) in zip(self._plan.calls, self._calls, strict=True):
-            if call.per_graph and self._graph_values_stand:
+            if (call.per_graph and self._graph_values_stand) or (features and call.per_features):
                 continue
             status = function(None, arguments, count, result)
             if status:

@@ -57,6 +57,29 @@ class GraphHandle:
 
 
 @dataclass(frozen=True, eq=False)
+class FeatureHandle:
+    """Features that were quantized ahead of time: pass it in place of the float input.
+
+    Attributes:
+        name: The input.
+        num_rows: Its rows.
+        owner: The model that prepared it and accepts it.
+        torch: Whether it was made of a torch tensor: so are the results of calls with it.
+        prepared: Its codes and scales, as the executor keeps them.
+    """
+
+    name: str
+    num_rows: int
+    owner: object
+    torch: bool
+    prepared: Any
+
+    def __repr__(self) -> str:
+        """Sizes only."""
+        return f"FeatureHandle({self.name}, num_rows={self.num_rows})"
+
+
+@dataclass(frozen=True, eq=False)
 class SortedEdges:
     """Edges in CSR order: by destination, stable, appended self-loops last in their row.
 

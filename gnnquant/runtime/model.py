@@ -11,7 +11,7 @@ import numpy as np
 from gnnquant.errors import BackendError, InputError
 from gnnquant.runtime import inputs as checks
 from gnnquant.runtime import trees
-from gnnquant.runtime.graph import INT32_MAX, GraphCache, GraphHandle, private_copy
+from gnnquant.runtime.graph import INT32_MAX, FeatureHandle, GraphCache, GraphHandle, private_copy
 from gnnquant.runtime.indexing import IndexInputs, IndexProgram, IndexResults, tied_inputs
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class _Call:
         integers: Integer arrays and masks by input, in the order of the parameters.
         numbers: Sizes of each input, in order: its number of rows, a number or a matrix's extents.
         handle: A prepared graph that was passed.
+        features: Prepared features that were passed.
         wants_torch: Whether torch tensors came in.
     """
 
@@ -78,6 +79,7 @@ class _Call:
     integers: dict[str, NDArray[Any]] = field(default_factory=dict)
     numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     handle: GraphHandle | None = None
+    features: FeatureHandle | None = None
     wants_torch: bool = False
 
 
@@ -174,6 +176,30 @@ class CompiledModel:
         prepared = self._executor.prepare(self._index.run(self._index_inputs({name: edges}, numbers)))
         return GraphHandle(int(num_nodes), edges.shape[1], edges, self, numbers, prepared)
 
+    def prepare_features(self, x: Any) -> FeatureHandle:
+        """Quantize the float input ahead of time.
+
+        Args:
+            x: float32 [rows, ...], as the model takes it.
+
+        Returns:
+            A handle that calls of this model accept in its place, any number of them, with any graph. It
+            holds codes at the width of the input's quantizer, and no reference to ``x``.
+
+        Raises:
+            InputError: The model was compiled without ``prepared_features=True``, or ``x`` is wrong.
+        """
+        if not getattr(self._executor, "prepares_features", False):
+            raise InputError(
+                "this model quantizes its input within its first kernel: compile it with "
+                "prepared_features=True"
+            )
+        executor: Any = self._executor
+        (item,) = (item for item in self._inputs.values() if item.kind == "rows")
+        array = checks.rows_array(item, x)
+        checks.check_finite(item.name, array)
+        return FeatureHandle(item.name, array.shape[0], self, checks.is_torch(x), executor.features(array))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, which ``gnnquant.runtime.load`` reads.
 
@@ -222,7 +248,9 @@ class CompiledModel:
         for name, value in self._signature.bind(args, kwargs):
             item = self._inputs[name]
             call.wants_torch = call.wants_torch or checks.is_torch(value)
-            if item.kind == "rows":
+            if isinstance(value, FeatureHandle):
+                call.numbers[name] = self._features(call, name, value)
+            elif item.kind == "rows":
                 array = call.floats[name] = checks.rows_array(item, value)
                 call.numbers[name] = (array.shape[0],)
             elif item.kind == "edges":
@@ -240,6 +268,15 @@ class CompiledModel:
                 call.numbers[name] = (values.shape[0], *extents)
         return call
 
+    def _features(self, call: _Call, name: str, value: FeatureHandle) -> tuple[int]:
+        if value.owner is not self or value.name != name:
+            raise InputError(
+                f"{name} was prepared by another model or for another input: prepare it with this one"
+            )
+        call.features = value
+        call.wants_torch = call.wants_torch or value.torch
+        return (value.num_rows,)
+
     def _edges(self, call: _Call, name: str, value: Any) -> NDArray[np.int64]:
         if not isinstance(value, GraphHandle):
             return checks.edge_array(name, value)
@@ -255,6 +292,10 @@ class CompiledModel:
             with np.errstate(all="ignore"):
                 for name in names:
                     checks.check_finite(name, call.floats[name])
+        if call.features is not None:
+            executor: Any = self._executor
+            found: list[NDArray[np.float32]] = executor.run(prepared, call.floats, call.features.prepared)
+            return found
         return self._executor.run(prepared, call.floats)
 
     def _prepared(self, call: _Call) -> Any:

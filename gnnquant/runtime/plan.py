@@ -48,11 +48,13 @@ class Call:
         arguments: Names of its buffers.
         per_graph: What it writes depends on constants and the index program alone, and no other call
             writes it: it need not be repeated while the same buffers serve the same graphs.
+        per_features: It quantizes the float input and does nothing else: it can be done ahead of the calls.
     """
 
     function: str
     arguments: tuple[str, ...]
     per_graph: bool = False
+    per_features: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,12 @@ class Plan:
                 for item in data["buffers"]
             ),
             calls=tuple(
-                Call(item["function"], tuple(item["arguments"]), bool(item["per_graph"]))
+                Call(
+                    item["function"],
+                    tuple(item["arguments"]),
+                    bool(item["per_graph"]),
+                    bool(item.get("per_features", False)),
+                )
                 for item in data["calls"]
             ),
             outputs=tuple(data["outputs"]),

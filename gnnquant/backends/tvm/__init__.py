@@ -13,6 +13,7 @@ import numpy as np
 from gnnquant.backends.tvm.partition import (
     EDGE_ROWS,
     EDGE_VALUES,
+    FEATURES,
     ROWS,
     Family,
     Stage,
@@ -50,13 +51,16 @@ class BuiltModel:
     target: dict[str, Any]
 
 
-def build(graph: IntegerGraph, *, target: Any = "native", threads: int = 1) -> BuiltModel:
+def build(
+    graph: IntegerGraph, *, target: Any = "native", threads: int = 1, prepared_features: bool = False
+) -> BuiltModel:
     """Compile ``graph``.
 
     Args:
         graph: A lowered model.
         target: A name or a TVM target: see ``gnnquant.backends.tvm.targets``.
         threads: Threads that the kernels use; results do not depend on it.
+        prepared_features: Whether the input is quantized by calls of its own, which can be left out.
 
     Raises:
         BackendError: Naming the node that cannot be lowered, and why; or nothing can be built for ``target``.
@@ -75,12 +79,13 @@ def build(graph: IntegerGraph, *, target: Any = "native", threads: int = 1) -> B
     machine, needs = targets.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
-    kernels, of_graphs = _kernels(context)
+    kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
     calls: list[Call] = []
     for kernel in kernels:
         functions[kernel.b.name] = kernel.function()
-        calls.append(Call(kernel.b.name, kernel.b.argument_names, per_graph=kernel.b.name in of_graphs))
+        name = kernel.b.name
+        calls.append(Call(name, kernel.b.argument_names, name in of_graphs, name in of_features))
     calls = _merged(functions, [*_weight_calls(context, functions), *calls])
     _declare_scratch(context)
     compiler.dump(functions)
@@ -136,10 +141,11 @@ def _declare(context: Context) -> None:
         context.add(f"output.{index}", "float32", (node.rows, node.columns), "output")
 
 
-def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
+def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str], set[str]]:
     """One kernel per stage, in execution order; their bodies are emitted later, in this order.
 
-    Also the names of the kernels whose values follow from the index program alone.
+    Also the names of the kernels whose values follow from the index program alone, and of those that
+    quantize the input and nothing else.
     """
     from gnnquant.backends.tvm.edges import EdgeKernel, RootKernel
     from gnnquant.backends.tvm.rows import RowKernel
@@ -147,8 +153,9 @@ def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
     graph = context.graph
     kernels: list[Kernel] = []
     of_graphs: set[str] = set()
+    of_features: set[str] = set()
     copied = {index: resolve(graph, name) for index, name in enumerate(graph.outputs)}
-    for number, stage in enumerate(stages(graph)):
+    for number, stage in enumerate(stages(graph, features=features)):
         started = len(kernels)
         if stage.family.kind == EDGE_VALUES:
             if any(node.op == "gcn_norm" for node in stage.nodes):
@@ -164,6 +171,8 @@ def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
             for index, _ in own:
                 del copied[index]
             kernels.append(RowKernel(context, stage, f"k{number}_rows", own))
+        if stage.family.kind == FEATURES:
+            of_features |= {kernel.b.name for kernel in kernels[started:]}
         if not stage.family.moving:
             of_graphs |= {kernel.b.name for kernel in kernels[started:]}
     spaces = sorted({context.nodes[name].rows for name in copied.values()})
@@ -171,7 +180,7 @@ def _kernels(context: Context) -> tuple[list[Kernel], set[str]]:
         family = Family(EDGE_ROWS if space in context.graphs else ROWS, True, space)
         own = [(index, name) for index, name in copied.items() if context.nodes[name].rows == space]
         kernels.append(RowKernel(context, Stage(0, family), f"copy{number}_rows", own))
-    return kernels, of_graphs
+    return kernels, of_graphs, of_features
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from gnnquant.errors import BackendError
 from gnnquant.integer_graph import ELEMENTWISE
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 VIRTUAL = frozenset({"input", "constant", "from_index", "lookup", "reshape", "gather"})
 """Operations that no kernel computes: whoever reads them reads what they stand for."""
-EDGE_ROWS, EDGE_VALUES, ROWS, TOTALS = range(4)
-"""Kinds of kernels: blocks of edges, values of one edge after the other, blocks of rows, sums over all."""
+FEATURES, EDGE_ROWS, EDGE_VALUES, ROWS, TOTALS = range(-1, 4)
+"""Kinds of kernels: blocks of an input's rows, of edges, values of one edge after the other, blocks of rows,
+sums over all."""
 NARROW = 16
 """Most columns of an elementwise value that is computed edge after edge beside a softmax."""
 
@@ -30,7 +32,7 @@ class Family(NamedTuple):
     """Nodes that one kernel may compute together; families of one level run in this order.
 
     Attributes:
-        kind: ``EDGE_ROWS``, ``EDGE_VALUES``, ``ROWS`` or ``TOTALS``.
+        kind: ``FEATURES``, ``EDGE_ROWS``, ``EDGE_VALUES``, ``ROWS`` or ``TOTALS``.
         moving: Whether an input's values reach them; the others follow from the index program alone.
         rows: Their space.
     """
@@ -55,13 +57,13 @@ class Stage:
     inlined: list[Stage] = field(default_factory=list)
 
 
-def stages(graph: IntegerGraph) -> list[Stage]:
-    """Kernels in execution order.
+def stages(graph: IntegerGraph, *, features: bool = False) -> list[Stage]:
+    """Kernels in execution order; with ``features`` the input is quantized by kernels of its own.
 
     What leaves a kernel is exported: values that others read, and outputs that a kernel of another
     kind has to copy (see :func:`written_in_place`).
     """
-    partition = _Partition(graph)
+    partition = _Partition(graph, quantized_features(graph) if features else frozenset())
     partition.sink()
     found: dict[tuple[int, Family], Stage] = {}
     for node in partition.computed:
@@ -130,6 +132,32 @@ def gathered(graph: IntegerGraph, name: str) -> str:
     return node.name
 
 
+def quantized_features(graph: IntegerGraph) -> frozenset[str]:
+    """The ``quantize`` nodes that read the float input, which nothing else reads.
+
+    Raises:
+        BackendError: There is not one float input, or something else reads it too.
+    """
+    inputs = [node for node in graph.nodes if node.op == "input"]
+    if len(inputs) != 1 or any(item.kind == "adjacency" for item in graph.inputs):
+        names = ", ".join(node.attrs["input"] for node in inputs) or "none"
+        raise BackendError(f"tvm backend: only one float input can be prepared, and this model has {names}")
+    found = set()
+    for node in graph.nodes:
+        if node.op in ("reshape", "gather"):
+            continue
+        for operand in node.inputs:
+            if gathered(graph, operand) != inputs[0].name:
+                continue
+            if node.op != "quantize" or resolve(graph, operand) != inputs[0].name:
+                raise BackendError(
+                    f"tvm backend: {inputs[0].attrs['input']!r} cannot be prepared: {node.op} {node.name!r} "
+                    "reads its floats; compile without prepared_features"
+                )
+            found.add(node.name)
+    return frozenset(found)
+
+
 class _Partition:
     """Families and levels of the nodes that kernels compute.
 
@@ -140,8 +168,9 @@ class _Partition:
         level: The level of each.
     """
 
-    def __init__(self, graph: IntegerGraph) -> None:
+    def __init__(self, graph: IntegerGraph, features: frozenset[str] = frozenset()) -> None:
         self.graph = graph
+        self.features = features
         self.nodes = {node.name: node for node in graph.nodes}
         self.graphs = {node.name for node in graph.index if node.op == "graph"}
         self.computed = [node for node in graph.nodes if node.op not in VIRTUAL]
@@ -178,7 +207,9 @@ class _Partition:
         found = {}
         for node in self.computed:
             kind, rows = ROWS, node.rows
-            if node.op == "segment_reduce":
+            if node.name in self.features:
+                kind = FEATURES
+            elif node.op == "segment_reduce":
                 kind, rows = EDGE_ROWS, node.attrs["graph"]
             elif node.op == "row_reduce":
                 kind, rows = TOTALS, self.nodes[node.inputs[0]].rows
