@@ -192,17 +192,21 @@ def _launches(plan: Plan) -> list[tuple[tuple[str, int], list[tuple[str, Any]]]]
     spaces = {ONE, *(node.name for node in plan.index)}
     if not isinstance(notes, list) or len(notes) != len(plan.calls):
         raise ArtifactError("the plan is malformed: its calls do not all say how they are launched")
-    found = []
-    for call, note in zip(plan.calls, notes, strict=True):
+    return [_launch_of(call, note, spaces) for call, note in zip(plan.calls, notes, strict=True)]
+
+
+def _launch_of(call: Call, note: Any, spaces: set[str]) -> tuple[tuple[str, int], list[tuple[str, Any]]]:
+    try:
         space, each = note["work"]
         scalars = [(kind, value) for kind, value in note["scalars"]]
         good = space in spaces and isinstance(each, int) and each > 0
         for kind, value in scalars:
             good &= value in spaces if kind == "rows" else kind == "float" and value in range(2**32)
-        if not good:
-            raise ArtifactError(f"the plan is malformed: {call.function!r} cannot be launched so: {note}")
-        found.append(((space, each), scalars))
-    return found
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ArtifactError(f"the plan is malformed: {call.function!r} cannot be launched so: {note}")
+    return (space, each), scalars
 
 
 def _csr(graph: EdgeList) -> dict[str, NDArray[np.int64]]:

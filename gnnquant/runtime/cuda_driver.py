@@ -123,9 +123,9 @@ class Driver:
 
 
 class Gpu:
-    """The primary context of a GPU, which torch and other libraries share.
+    """The primary context of a GPU, which torch and other libraries share; kept until the process ends.
 
-    Every method may be called from any thread.
+    Every method may be called from any thread, but not in a process that was forked after the first call.
     """
 
     def __init__(self) -> None:

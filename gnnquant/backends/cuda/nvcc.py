@@ -25,7 +25,8 @@ OPTIONS = [
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=[sm_90,compute_90]",
 ]
-_USUAL = "/usr/local/cuda"
+USUAL = "/usr/local/cuda"
+"""Where NVIDIA installs it."""
 
 
 def find_nvcc() -> str:
@@ -34,7 +35,7 @@ def find_nvcc() -> str:
     Raises:
         BackendError: There is none.
     """
-    folders = [os.environ.get("CUDA_HOME", ""), _USUAL]
+    folders = [os.environ.get("CUDA_HOME", ""), USUAL]
     places = [str(Path(folder) / "bin" / "nvcc") for folder in folders if folder]
     for place in ("nvcc", *places):
         found = shutil.which(place)

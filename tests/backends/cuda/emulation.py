@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gnnquant.backends.cuda import Program, generate
+from gnnquant.backends.cuda import generate
 from gnnquant.backends.cuda.nvcc import ARCHITECTURES
 from gnnquant.backends.tvm.cache import cached
 from gnnquant.runtime.artifact import ArtifactPayload
@@ -62,19 +62,20 @@ def driver() -> Path:
 _images: dict[str, Path] = {}
 
 
-def image(program: Program) -> bytes:
+def image_of(source: str) -> bytes:
     """What the stand-in loads in the place of a fatbin: the path of a library with the kernels."""
-    if program.source not in _images:
-        names = re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", program.source)
+    if source not in _images:
+        names = re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", source)
         assert names
         launchers = "\n".join(f"LAUNCHER({name})" for name in names)
-        source = "\n".join([(HERE / "shim.h").read_text(encoding="utf-8"), program.source, launchers])
-        _images[program.source] = library(f"kernels{len(_images)}", source)
-    return str(_images[program.source]).encode()
+        text = "\n".join([(HERE / "shim.h").read_text(encoding="utf-8"), source, launchers])
+        _images[source] = library(f"kernels{len(_images)}", text)
+    # with its end, as C has it: lengths are not passed on
+    return str(_images[source]).encode() + b"\0"
 
 
 def payload(graph: IntegerGraph) -> ArtifactPayload:
     """What ``compile`` makes of a graph, for the stand-in."""
     program = generate(graph)
     metadata = {"target": gpu_requirements(ARCHITECTURES), "bits": 0, "sites": {}}
-    return ArtifactPayload(program.plan, program.constants, image(program), metadata)
+    return ArtifactPayload(program.plan, program.constants, image_of(program.source), metadata)
