@@ -35,13 +35,14 @@ def compile(
             ``info["self_check"]`` is then ``"skipped"``. The compiled model takes graphs of any size.
         target: ``"native"`` for this machine; ``"x86-64-v2"``, ``"x86-64-v3"``, ``"x86-64-v4"``,
             ``"aarch64"`` or ``"riscv64"`` for others, which may need a cross compiler to link with and give a
-            model that is saved here and loaded there; a TVM target (``{"kind": "llvm", "mcpu": ...}``); or
-            ``"reference"``: the same integer graph interpreted in torch. ``"cuda"`` is refused: it has no
-            kernels yet.
+            model that is saved here and loaded there; ``"cuda"`` for NVIDIA GPUs of compute capability 8.0
+            and newer, which needs nvcc, but no GPU, to compile; a TVM target (``{"kind": "llvm",
+            "mcpu": ...}``); or ``"reference"``: the same integer graph interpreted in torch.
         threads: Threads of one call; ``None``: the processors that this process may use (give the number
-            for another machine).
+            for another machine). ``"cuda"`` takes none.
         prepared_features: Whether :meth:`CompiledModel.prepare_features` can quantize the float input ahead
             of the calls: for features that stay the same. Calls with floats then take a little longer.
+            Not for ``"cuda"``.
 
     Returns:
         A model that is called like the original, with torch tensors or numpy arrays.
@@ -50,6 +51,7 @@ def compile(
         BackendError: A node cannot be lowered, a site has no range, nothing can be built for the target, or
             the comparison failed.
     """
+    from gnnquant.backends.cuda import is_cuda
     from gnnquant.backends.self_check import check_compiled
     from gnnquant.converter import QuantizedModule
     from gnnquant.passes.lowering import lower
@@ -71,7 +73,15 @@ def compile(
     reference = _reference(graph, info)
     if target == "reference":
         return reference
-    payload = _tvm(graph, info, target, threads or _processors(), prepared_features)
+    if is_cuda(target):
+        if threads is not None or prepared_features:
+            raise BackendError(
+                "target='cuda' takes neither threads nor prepared_features: leave them out (the GPU has its "
+                "own threads, and quantizes features in every call)"
+            )
+        payload = _cuda(graph, info)
+    else:
+        payload = _tvm(graph, info, target, threads or _processors(), prepared_features)
     compiled = model_from_payload(payload)
     # Code is not trusted because it compiled: this processor may be the first of its kind.
     runs_here = not missing_requirements(payload.metadata["target"])
@@ -107,3 +117,15 @@ def _tvm(
     versions = {"gnnquant": __version__, "tvm": version("apache-tvm")}
     metadata = {**info, **versions, "target": built.target}
     return ArtifactPayload(built.plan, built.constants, built.library, metadata)
+
+
+def _cuda(graph: IntegerGraph, info: dict[str, Any]) -> ArtifactPayload:
+    from gnnquant import __version__
+    from gnnquant.backends.cuda import build
+    from gnnquant.backends.cuda.nvcc import ARCHITECTURES
+    from gnnquant.runtime.artifact import ArtifactPayload
+    from gnnquant.runtime.host import gpu_requirements
+
+    program, fatbin = build(graph)
+    metadata = {**info, "gnnquant": __version__, "target": gpu_requirements(ARCHITECTURES)}
+    return ArtifactPayload(program.plan, program.constants, fatbin, metadata)

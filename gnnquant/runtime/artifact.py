@@ -16,7 +16,8 @@ The header is an object with two members. ``metadata`` describes the model::
 
     gnnquant, tvm     versions that made it
     target            what the code needs: kind, triple, mcpu, machine ("x86_64"), system ("linux"),
-                      pointer_bits, byte_order and features (LLVM names, "avx2")
+                      pointer_bits, byte_order and features (LLVM names, "avx2"); of a GPU kind "cuda",
+                      machine "nvidia-gpu" and architectures
     inputs            all tensors and numbers of a call: name, kind and shape of a row
     outputs           for each output: name, dtype, shape (first the name of what its rows are)
     threads           that the kernels were compiled for
@@ -38,7 +39,8 @@ and whatever else the compiler noted. ``sections`` is the table: ``name``, ``kin
     ``DLTensor*`` arguments (TVM's C interface, ``tvm/ffi/c_api.h``). A variable
     ``__TVMBackendParallelLaunch``, where there is one, must first be set to the function
     ``TVMBackendParallelLaunch`` of the TVM runtime. ``graph_count`` and ``graph_fill`` make the
-    graph buffers: see ``gnnquant.backends.tvm.prepare``.
+    graph buffers: see ``gnnquant.backends.tvm.prepare``. Of the kind ``"cuda"`` it is a fatbin, whose
+    kernels are launched as ``gnnquant.runtime.cuda`` says.
 
 An artifact is native code: whoever wrote the file decides what loading it does. The checksums find
 damage, not malice.
@@ -61,6 +63,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant.errors import ArtifactError, BackendError
+from gnnquant.runtime.cuda import CudaExecutor
 from gnnquant.runtime.executor import DTYPES, TvmExecutor, check_plan
 from gnnquant.runtime.host import missing_requirements
 from gnnquant.runtime.model import CompiledModel
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gnnquant.runtime.indexing import IndexResults
+    from gnnquant.runtime.model import Executor
 
 MAGIC = b"GNNQ"
 FORMAT_VERSION = 2
@@ -357,7 +361,9 @@ class ForeignExecutor:
         raise BackendError(self._message)
 
 
-def _executor(payload: ArtifactPayload) -> TvmExecutor:
+def _executor(payload: ArtifactPayload) -> Executor:
+    if payload.metadata["target"]["kind"] == "cuda":
+        return CudaExecutor(payload.plan, payload.constants, payload.library)
     # A file of its own, never used twice: the system's loader knows libraries by path.
     folder = Path(tempfile.mkdtemp(prefix="gnnquant-"))
     try:

@@ -313,8 +313,7 @@ class TvmExecutor:
                     f"{of or space} has {sizes[space]} rows or edges, self-loops included: this model takes "
                     f"at most {most}"
                 )
-        for name, rows, lowest in self._plan.notes.get("reads", []):
-            _check_read(index, name, sizes[rows] if isinstance(rows, str) else rows, lowest)
+        check_reads(self._plan, index, sizes)
 
     def _acquire(self, prepared: Prepared) -> _Workspace:
         """A workspace that nobody uses: the best of the free ones, or a new one."""
@@ -510,6 +509,16 @@ def homes(plan: Plan) -> dict[str, str]:
         known[home] = last[name]
         found[name] = home
     return found
+
+
+def check_reads(plan: Plan, index: IndexResults, sizes: Mapping[str, int]) -> None:
+    """Make sure that kernels read rows that exist, by every index array of ``plan.notes["reads"]``.
+
+    Raises:
+        BackendError: With the index that leads beyond them: the index program should have seen it.
+    """
+    for name, rows, lowest in plan.notes.get("reads", []):
+        _check_read(index, name, sizes[rows] if isinstance(rows, str) else rows, lowest)
 
 
 def _check_read(index: IndexResults, name: str, rows: int, lowest: int) -> None:

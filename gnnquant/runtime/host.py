@@ -90,8 +90,26 @@ def requirements(triple: str, mcpu: str, features: Iterable[str]) -> dict[str, A
     }
 
 
+def gpu_requirements(architectures: Iterable[str]) -> dict[str, Any]:
+    """What code for NVIDIA's GPUs needs, as :func:`requirements` says it of a processor.
+
+    Args:
+        architectures: Those that there is machine code for (``sm_80``); the last one's PTX is there too.
+    """
+    return {"kind": "cuda", "machine": "nvidia-gpu", "architectures": list(architectures)}
+
+
 def missing_requirements(target: dict[str, Any]) -> list[str]:
     """What ``target`` (see :func:`requirements`) needs and this machine lacks, in words."""
+    if target["kind"] == "cuda":
+        from gnnquant.runtime import cuda_driver
+
+        missing = cuda_driver.lacking()
+        return [missing] if missing else []
+    return _missing_of_processor(target)
+
+
+def _missing_of_processor(target: dict[str, Any]) -> list[str]:
     machine = machine_name(platform.machine())
     if target["machine"] != machine:
         return [f"a {target['machine']} processor (this machine is {machine})"]

@@ -231,7 +231,7 @@ class CompiledModel:
         """Signature and target."""
         target = self._info.get("target", "unknown")
         if isinstance(target, dict):
-            target = target.get("mcpu") or target.get("triple")
+            target = target.get("mcpu") or target.get("triple") or target.get("kind")
         return f"CompiledModel({self._signature}; target={target})"
 
     def __reduce__(self) -> Any:

@@ -52,7 +52,9 @@ def resolve_target(target: Any) -> dict[str, Any]:
     """
     resolved = _dictionary(target)
     if resolved.get("kind") == "cuda":
-        raise BackendError(_no_cuda())
+        raise BackendError(
+            "tvm backend: code for GPUs is made by gnnquant.backends.cuda: compile with target='cuda'"
+        )
     if resolved.get("kind") != "llvm":
         raise BackendError(f"tvm backend: target kind {resolved.get('kind')!r} is not 'llvm'")
     if "mcpu" not in resolved and "mtriple" not in resolved:
@@ -71,7 +73,7 @@ def _dictionary(target: Any) -> dict[str, Any]:
             return {"kind": "cuda"}
         if target not in TARGETS:
             raise BackendError(
-                f"tvm backend: unknown target {target!r}: it must be one of {_NAMES}, or a TVM "
+                f"tvm backend: unknown target {target!r}: it must be one of {_NAMES}, cuda, or a TVM "
                 "target such as {'kind': 'llvm', 'mcpu': 'x86-64-v3'}"
             )
         return {"kind": "llvm", **TARGETS[target]}
@@ -91,14 +93,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
     return [_plain(item) for item in value]
-
-
-def _no_cuda() -> str:
-    return (
-        "tvm backend: there is no code for 'cuda' yet. TVM's CUDA code generator is not what is missing: the "
-        "kernels are written for vectors and threads of a CPU, and each needs a second schedule, for blocks "
-        f"of GPU threads, and an executor that keeps its buffers on the GPU; compile for one of {_NAMES}"
-    )
 
 
 def triple_of(resolved: dict[str, Any]) -> str:

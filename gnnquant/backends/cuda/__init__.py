@@ -1,0 +1,209 @@
+"""The CUDA backend: an integer graph becomes one kernel per stored value, in CUDA C++.
+
+The text of the kernels is written here (``source``, ``values``, ``kernels``), not by TVM's code generator,
+and nvcc compiles it. No GPU is needed for that; ``gnnquant.runtime.cuda`` runs the result on one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.errors import BackendError
+from gnnquant.runtime.plan import Call, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gnnquant.backends.cuda.source import Kernel
+    from gnnquant.backends.cuda.values import Values
+    from gnnquant.integer_graph import IntegerGraph, Node
+    from gnnquant.runtime.plan import Buffer
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as source.
+
+    Attributes:
+        plan: How to launch its kernels; ``notes["launches"]`` has a ``source.Launch`` for every call.
+        constants: Arrays of the plan's constant buffers: packed weights, scales, biases.
+        source: CUDA C++ with all kernels.
+    """
+
+    plan: Plan
+    constants: dict[str, NDArray[Any]]
+    source: str
+
+
+def is_cuda(target: Any) -> bool:
+    """Whether a target, a name or one of TVM's, is for NVIDIA's GPUs.
+
+    Members of TVM's targets other than the kind do not count: the code is for every architecture of
+    ``nvcc.ARCHITECTURES``.
+    """
+    if isinstance(target, dict):
+        return target.get("kind") == "cuda"
+    return target == "cuda" or getattr(getattr(target, "kind", None), "name", None) == "cuda"
+
+
+def build(graph: IntegerGraph) -> tuple[Program, bytes]:
+    """Write the kernels of ``graph`` and compile them.
+
+    Returns:
+        The program, and a fatbin with its kernels.
+
+    Raises:
+        BackendError: Naming the node that has no kernel; or nvcc is missing or failed.
+    """
+    from gnnquant.backends.cuda import nvcc
+
+    program = generate(graph)
+    nvcc.dump(program.source)
+    return program, nvcc.build_fatbin(program.source)
+
+
+def generate(graph: IntegerGraph) -> Program:
+    """Write the kernels of ``graph``.
+
+    Raises:
+        BackendError: Naming the node that has no kernel, and why.
+    """
+    from gnnquant.backends.cuda.source import PRELUDE
+    from gnnquant.backends.cuda.values import Values, stored_values
+
+    graph.verify()
+    graph = _live(graph)
+    values = Values(graph)
+    _check_outputs(values)
+    _declare_inputs(values)
+    copies = _place(values, stored_values(graph))
+    written: dict[str, str] = {}
+    calls: list[Call] = []
+    launches: list[dict[str, Any]] = []
+    moving = _moving(graph)
+    for node, kernel in _kernels(values, copies):
+        if kernel.work[1] == 0:  # values without columns
+            continue
+        text = kernel.text()
+        name = written.setdefault(text, f"{kernel.operation}_{len(written)}")
+        calls.append(Call(name, tuple(kernel.buffers), per_graph=node.name not in moving))
+        launches.append(kernel.launch().to_json())
+    source = PRELUDE + "".join(f"\n{text.replace('NAME', name, 1)}" for text, name in written.items())
+    buffers = _used(values, calls)
+    plan = Plan(
+        inputs=tuple(graph.inputs),
+        parameters=tuple(graph.parameters),
+        index=tuple(graph.index),
+        buffers=buffers,
+        calls=tuple(calls),
+        outputs=tuple(f"output.{index}" for index in range(len(graph.outputs))),
+        output_shapes=tuple(tuple(values.nodes[name].shape) for name in graph.outputs),
+        result=graph.result,
+        notes={"launches": launches, "reads": list(_reads(values))},
+    )
+    kept = {buffer.name for buffer in buffers}
+    constants = {name: array for name, array in values.constants.items() if name in kept}
+    return Program(plan, constants, source)
+
+
+def _live(graph: IntegerGraph) -> IntegerGraph:
+    """``graph`` without nodes of the row program that no output needs."""
+    wanted = set(graph.outputs)
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node.name in wanted:
+            nodes.append(node)
+            wanted.update(node.inputs)
+    return replace(graph, nodes=nodes[::-1])
+
+
+def _check_outputs(values: Values) -> None:
+    for name in values.graph.outputs:
+        node = values.nodes[name]
+        while node.op in ("gather", "reshape"):
+            node = values.nodes[node.inputs[0]]
+        if node.op == "quantize":
+            raise BackendError(f"cuda backend: the output {name!r} is quantized, not float")
+
+
+def _declare_inputs(values: Values) -> None:
+    for node in values.graph.nodes:
+        if node.op == "input":
+            shape = (node.rows, node.columns) if node.shape else (node.rows,)
+            values.add(node.attrs["input"], "float32", shape, "input")
+
+
+def _place(values: Values, stored: set[str]) -> list[tuple[str, str]]:
+    """Give every stored value a buffer; the first output that it is, or one of its own.
+
+    Returns:
+        Values that are copied into further outputs, and those.
+    """
+    copies = []
+    for index, name in enumerate(values.graph.outputs):
+        node, output = values.nodes[name], f"output.{index}"
+        values.add(output, "float32", (node.rows, node.columns), "output")
+        if name in stored and name not in values.stored:
+            values.stored[name] = output
+        else:
+            copies.append((name, output))
+    for node in values.graph.nodes:
+        if node.name in stored and node.name not in values.stored:
+            buffer = f"value.{node.name}"
+            values.stored[node.name] = values.add(buffer, "float32", (node.rows, node.columns), "workspace")
+    return copies
+
+
+def _kernels(values: Values, copies: list[tuple[str, str]]) -> Iterator[tuple[Node, Kernel]]:
+    """The kernels of every node, in execution order."""
+    from gnnquant.backends.cuda import kernels
+    from gnnquant.backends.cuda.values import LIGHT, VIEWS, refuse
+
+    for node in values.graph.nodes:
+        if node.op == "quantize":
+            found = kernels.quantize(values, node)
+        elif node.op in kernels.FLOATS:
+            found = kernels.FLOATS[node.op](values, node, values.stored[node.name])
+        elif node.name in values.stored:
+            found = kernels.light(values, node, values.stored[node.name])
+        elif node.op in VIEWS | LIGHT:
+            continue
+        else:
+            raise refuse(node, "there is no kernel for this operation yet; compile for target='native'")
+        for kernel in found:
+            yield node, kernel
+    for name, output in copies:
+        for kernel in kernels.copy(values, values.nodes[name], output):
+            yield values.nodes[name], kernel
+
+
+def _moving(graph: IntegerGraph) -> set[str]:
+    """Nodes whose values depend on float inputs, not on constants and the index program alone."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "input" or found.intersection(node.inputs):
+            found.add(node.name)
+    return found
+
+
+def _used(values: Values, calls: list[Call]) -> tuple[Buffer, ...]:
+    used = {name for call in calls for name in call.arguments}
+    kinds = ("input", "output")
+    return tuple(item for item in values.buffers.values() if item.name in used or item.kind in kinds)
+
+
+def _reads(values: Values) -> Iterator[list[str | int]]:
+    """Index arrays by which rows are read, those rows, and the lowest entry."""
+    graph = values.graph
+    for node in graph.nodes:
+        if node.op == "gather":
+            lowest = -1 if "fill" in node.attrs else 0
+            yield [node.attrs["index"], values.nodes[node.inputs[0]].rows, lowest]
+        elif node.op == "lookup":
+            yield [node.attrs["index"], len(graph.constants[node.attrs["array"]]), 0]
+
+
+__all__ = ["Program", "build", "generate", "is_cuda"]
