@@ -10,7 +10,7 @@ import platform
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -51,12 +51,17 @@ J = TypeVar("J", bound=Job)
 
 
 def result_of(job: Job, folder: Path) -> dict[str, Any] | None:
-    """What an earlier run of exactly this job found; ``None`` where there was none."""
+    """What an earlier run of exactly this job found; ``None`` where there was none.
+
+    Fields that do not take part in comparisons (``field(compare=False)``) may differ.
+    """
     path = folder / f"{job.key}.json"
     if not path.is_file():
         return None
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stored if stored["job"] == _plain(job) else None
+    free = {item.name for item in fields(job) if not item.compare}
+    known, wanted = stored["job"], _plain(job)
+    return stored if {**known, **{name: wanted[name] for name in free}} == wanted else None
 
 
 def run_jobs(

@@ -6,7 +6,7 @@ import copy
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class Run:
     model: str
     graph: str
     threads: int
-    seconds: float = 20.0
+    seconds: float = field(default=20.0, compare=False)
     messages: bool = True
 
     @property
