@@ -6,6 +6,7 @@ the real one is ``driver.cpp``.
 
 from __future__ import annotations
 
+import atexit
 import re
 import shutil
 import subprocess
@@ -31,8 +32,10 @@ FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-fas
 
 @cache
 def folder() -> Path:
-    """Where this process keeps its libraries."""
-    return Path(tempfile.mkdtemp(prefix="gnnquant-emulated-"))
+    """Where this process keeps its libraries, until it ends."""
+    path = Path(tempfile.mkdtemp(prefix="gnnquant-emulated-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def library(name: str, source: str) -> Path:
