@@ -61,7 +61,7 @@ Everything else is float32 (see ``OPS``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -370,6 +370,16 @@ class IntegerGraph:
             for operand in node.inputs:
                 if operand == name:
                     yield node
+
+    def live(self) -> IntegerGraph:
+        """This graph without nodes of the row program that no output needs."""
+        wanted = set(self.outputs)
+        nodes = []
+        for node in reversed(self.nodes):
+            if node.name in wanted:
+                nodes.append(node)
+                wanted.update(node.inputs)
+        return replace(self, nodes=nodes[::-1])
 
     def verify(self) -> None:
         """Check that names resolve, ops exist, operands come first and rows fit together.

@@ -6,7 +6,7 @@ and nvcc compiles it. No GPU is needed for that; ``gnnquant.runtime.cuda`` runs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gnnquant.errors import BackendError
@@ -75,7 +75,7 @@ def generate(graph: IntegerGraph) -> Program:
     from gnnquant.backends.cuda.values import Values, stored_values
 
     graph.verify()
-    graph = _live(graph)
+    graph = graph.live()
     values = Values(graph)
     _check_outputs(values)
     _declare_inputs(values)
@@ -107,17 +107,6 @@ def generate(graph: IntegerGraph) -> Program:
     kept = {buffer.name for buffer in buffers}
     constants = {name: array for name, array in values.constants.items() if name in kept}
     return Program(plan, constants, source)
-
-
-def _live(graph: IntegerGraph) -> IntegerGraph:
-    """``graph`` without nodes of the row program that no output needs."""
-    wanted = set(graph.outputs)
-    nodes = []
-    for node in reversed(graph.nodes):
-        if node.name in wanted:
-            nodes.append(node)
-            wanted.update(node.inputs)
-    return replace(graph, nodes=nodes[::-1])
 
 
 def _check_outputs(values: Values) -> None:

@@ -74,7 +74,7 @@ def build(
     if threads < 1:
         raise BackendError(f"tvm backend: threads must be at least 1, not {threads}")
     graph.verify()
-    graph = _live(recomputed(graph))
+    graph = recomputed(graph).live()
     resolved = targets.resolve_target(target)
     machine, needs = targets.describe(resolved)
     context = Context(graph, machine, threads)
@@ -114,17 +114,6 @@ def build(
     )
     constants = {name: array for name, array in context.constants.items() if name in used}
     return BuiltModel(plan, constants, compiler.build_library(functions, resolved), needs)
-
-
-def _live(graph: IntegerGraph) -> IntegerGraph:
-    """``graph`` without nodes of the row program that no output needs."""
-    wanted = set(graph.outputs)
-    nodes = []
-    for node in reversed(graph.nodes):
-        if node.name in wanted:
-            nodes.append(node)
-            wanted.update(node.inputs)
-    return replace(graph, nodes=nodes[::-1])
 
 
 def _declare(context: Context) -> None:
