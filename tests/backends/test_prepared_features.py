@@ -23,8 +23,7 @@ def converted(name: str, bits: int) -> gnnquant.QuantizedModule:
     return q
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("name", ["gcn", "sage_mean", "gat"])
+@pytest.mark.parametrize(("name", "bits"), [("gcn", 8), ("gcn", 2), ("sage_mean", 4), ("gat", 4)])
 def test_results_are_those_of_floats(name: str, bits: int) -> None:
     q = converted(name, bits)
     plain = gnnquant.compile(q, target="reference")
