@@ -381,6 +381,15 @@ class IntegerGraph:
                 wanted.update(node.inputs)
         return replace(self, nodes=nodes[::-1])
 
+    def reads(self) -> Iterator[tuple[str, str | int, int]]:
+        """Index arrays by which rows are read, those rows (a space or a number), and the lowest entry."""
+        rows = {node.name: node.rows for node in self.nodes}
+        for node in self.nodes:
+            if node.op == "gather":
+                yield node.attrs["index"], rows[node.inputs[0]], -1 if "fill" in node.attrs else 0
+            elif node.op == "lookup":
+                yield node.attrs["index"], len(self.constants[node.attrs["array"]]), 0
+
     def verify(self) -> None:
         """Check that names resolve, ops exist, operands come first and rows fit together.
 
@@ -452,6 +461,15 @@ def _format(node: Node) -> str:
     attrs = "".join(f", {key}={value}" for key, value in node.attrs.items())
     note = f"    # {node.source}" if node.source else ""
     return f"{node.name}: {rows} = {node.op}({', '.join(node.inputs)}{attrs}){note}"
+
+
+def take_name(name: str, taken: set[str]) -> str:
+    """``name``, or with a number behind it where it is taken; it is taken then."""
+    candidate, count = name, 1
+    while candidate in taken:
+        candidate, count = f"{name}_{count}", count + 1
+    taken.add(candidate)
+    return candidate
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

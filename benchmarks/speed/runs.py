@@ -106,7 +106,7 @@ def perform(run: Run) -> dict[str, Any]:
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
     for bits, name in CODES.items():
-        calls[name] = _from_codes(quantized[OWN[bits]], run.threads, x, edge_index)
+        calls[name], _ = _own(quantized[OWN[bits]], run.threads, x, edge_index, rows[name], from_codes=True)
     if run.messages:
         exported = _exported(quantized[OWN[FLOAT_BITS]], run.threads, x, edge_index, rows[ONNX])
         calls |= {} if exported is None else {ONNX: exported}
@@ -201,33 +201,28 @@ def _widest(model: nn.Module, x: Tensor) -> int:
 
 
 def _own(
-    q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor, row: dict[str, Any]
+    q: gnnquant.QuantizedModule,
+    threads: int,
+    x: Tensor,
+    edge_index: Tensor,
+    row: dict[str, Any],
+    *,
+    from_codes: bool = False,
 ) -> tuple[Callable[[], Tensor], gnnquant.CompiledModel]:
     start = time.perf_counter()
-    compiled = gnnquant.compile(q, threads=threads)
+    compiled = gnnquant.compile(q, threads=threads, prepared_features=from_codes)
     row["compile_s"] = round(time.perf_counter() - start, 2)
     start = time.perf_counter()
     graph = compiled.prepare(edge_index, x.size(0))
     row["prepare_ms"] = round(1e3 * (time.perf_counter() - start), 2)
 
+    given = compiled.prepare_features(x) if from_codes else x
+
     def call() -> Tensor:
-        scores: Tensor = compiled(x, graph)
+        scores: Tensor = compiled(given, graph)
         return scores
 
     return call, compiled
-
-
-def _from_codes(
-    q: gnnquant.QuantizedModule, threads: int, x: Tensor, edge_index: Tensor
-) -> Callable[[], Tensor]:
-    compiled = gnnquant.compile(q, threads=threads, prepared_features=True)
-    graph, features = compiled.prepare(edge_index, x.size(0)), compiled.prepare_features(x)
-
-    def call() -> Tensor:
-        scores: Tensor = compiled(features, graph)
-        return scores
-
-    return call
 
 
 def _exported(

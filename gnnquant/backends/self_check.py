@@ -42,21 +42,27 @@ def check_compiled(
     Raises:
         BackendError: They differ.
     """
-    checked = False
+    calls = list(calls_of(reference, graph, example))
+    for (args, kwargs), wanted in calls:
+        _compare(compiled(*args, **kwargs), wanted, graph)
+    return bool(calls)
+
+
+def calls_of(
+    reference: CompiledModel, graph: IntegerGraph, example: tuple[Any, ...] | Mapping[str, Any] | None
+) -> Iterator[tuple[Call, Any]]:
+    """Calls to compare on, and what the reference makes of them: a small random one, and ``example``."""
     for distinct in (True, False):
         call = RandomCall(graph, distinct=distinct).make()
         try:
             wanted = reference(*call[0], **call[1])
         except InputError:
             continue
-        _compare(compiled(*call[0], **call[1]), wanted, graph)
-        checked = True
+        yield call, wanted
         break
     if example is not None:
         args, kwargs = as_call(graph.parameters, example)
-        _compare(compiled(*args, **kwargs), reference(*args, **kwargs), graph)
-        checked = True
-    return checked
+        yield (args, kwargs), reference(*args, **kwargs)
 
 
 def as_call(parameters: Sequence[Parameter], example: tuple[Any, ...] | Mapping[str, Any]) -> Call:
@@ -84,7 +90,7 @@ def as_call(parameters: Sequence[Parameter], example: tuple[Any, ...] | Mapping[
 def _compare(got: Any, wanted: Any, graph: IntegerGraph) -> None:
     """Raise unless both results are the same: in every bit, or to float32 precision."""
     ops = {node.op for node in graph.nodes}
-    for index, (ours, theirs) in enumerate(zip(_arrays(got), _arrays(wanted), strict=True)):
+    for index, (ours, theirs) in enumerate(zip(arrays_of(got), arrays_of(wanted), strict=True)):
         if not _same(ours, theirs, exact="float_gemm" not in ops, rounded="quantize" in ops):
             raise BackendError(
                 f"output {index} of the compiled model differs from the integer reference by "
@@ -105,14 +111,15 @@ def _same(ours: NDArray[Any], theirs: NDArray[Any], *, exact: bool, rounded: boo
     return bool(close.mean() >= 0.9 or near.all())
 
 
-def _arrays(result: Any) -> Iterator[NDArray[Any]]:
+def arrays_of(result: Any) -> Iterator[NDArray[Any]]:
+    """The arrays of a nested result, in order."""
     if isinstance(result, (tuple, list)):
         for item in result:
-            yield from _arrays(item)
+            yield from arrays_of(item)
     elif isinstance(result, dict):
-        yield from _arrays(list(result.values()))
+        yield from arrays_of(list(result.values()))
     elif isinstance(result, SimpleNamespace):
-        yield from _arrays(list(vars(result).values()))
+        yield from arrays_of(list(vars(result).values()))
     elif hasattr(result, "shape"):
         yield np.asarray(result)
 

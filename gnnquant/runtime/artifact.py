@@ -63,6 +63,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant.errors import ArtifactError, BackendError
+from gnnquant.folders import write_whole
 from gnnquant.runtime.cuda import CudaExecutor
 from gnnquant.runtime.executor import DTYPES, TvmExecutor, check_plan
 from gnnquant.runtime.host import missing_requirements
@@ -287,18 +288,7 @@ def _constant(content: bytes, section: dict[str, Any]) -> NDArray[Any]:
 
 def write_artifact(path: str | os.PathLike[str], payload: ArtifactPayload) -> None:
     """Write ``payload`` to ``path``; under that name there is the complete file or the old one."""
-    target = Path(path)
-    data = to_bytes(payload)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(16)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, to_bytes(payload))
 
 
 def load(path: str | os.PathLike[str]) -> CompiledModel:

@@ -204,6 +204,8 @@ class TvmExecutor:
         self._finite: dict[str, str] = dict(plan.notes.get("finite", {}))
         self.checks_finite = frozenset(self._finite)
         self._alignment = int(plan.notes.get("input_alignment", ALIGNMENT))
+        self._homes = homes(plan)
+        self._of_features = feature_buffers(plan)
         self._lock = threading.Lock()
         self._free: list[_Workspace] = []
 
@@ -255,7 +257,7 @@ class TvmExecutor:
                     arrays.append(self._constants[name])
                 else:
                     arrays.append(aligned_array(shape, buffer.dtype))
-                    if shape != buffer.shape:
+                    if name in self._of_features:
                         kept[name] = arrays[-1]
             self._call(call.function, self._functions[call.function], *arrays)
         return kept
@@ -330,7 +332,15 @@ class TvmExecutor:
             # A free workspace that is too small for this graph would only hold memory.
             if free:
                 free.pop()
-        return _Workspace(self._plan, self._functions, self._constants, self._alignment, self._tvm)
+        return _Workspace(
+            self._plan,
+            self._functions,
+            self._constants,
+            self._alignment,
+            self._tvm,
+            shared=self._homes,
+            of_features=self._of_features,
+        )
 
     def _function(self, name: str) -> Callable[..., int]:
         function = tvm_abi.find_function(self._library, name)
@@ -356,6 +366,9 @@ class _Workspace:
         constants: dict[str, NDArray[Any]],
         alignment: int,
         tvm: tvm_abi.TvmRuntime,
+        *,
+        shared: dict[str, str],
+        of_features: set[str],
     ) -> None:
         self.prepared: Prepared | None = None
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -364,14 +377,8 @@ class _Workspace:
         self._constants = constants
         self._alignment = alignment
         self._tvm = tvm
-        self._homes = homes(plan)
-        spaced = {b.name for b in plan.buffers if any(isinstance(dim, str) for dim in b.shape)}
-        self._of_features = {
-            name
-            for call in plan.calls
-            for name in call.arguments
-            if call.per_features and name in spaced and name in self._homes
-        }
+        self._homes = shared
+        self._of_features = of_features
         self._arena = aligned_bytes(0)
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
@@ -509,6 +516,16 @@ def homes(plan: Plan) -> dict[str, str]:
         known[home] = last[name]
         found[name] = home
     return found
+
+
+def feature_buffers(plan: Plan) -> set[str]:
+    """Workspace buffers with the rows of the float input that its own calls write."""
+    spaced = {
+        buffer.name
+        for buffer in plan.buffers
+        if buffer.kind == "workspace" and any(isinstance(dim, str) for dim in buffer.shape)
+    }
+    return {name for call in plan.calls if call.per_features for name in call.arguments if name in spaced}
 
 
 def check_reads(plan: Plan, index: IndexResults, sizes: Mapping[str, int]) -> None:

@@ -102,7 +102,7 @@ def generate(graph: IntegerGraph) -> Program:
         outputs=tuple(f"output.{index}" for index in range(len(graph.outputs))),
         output_shapes=tuple(tuple(values.nodes[name].shape) for name in graph.outputs),
         result=graph.result,
-        notes={"launches": launches, "reads": list(_reads(values))},
+        notes={"launches": launches, "reads": list(graph.reads())},
     )
     kept = {buffer.name for buffer in buffers}
     constants = {name: array for name, array in values.constants.items() if name in kept}
@@ -182,17 +182,6 @@ def _used(values: Values, calls: list[Call]) -> tuple[Buffer, ...]:
     used = {name for call in calls for name in call.arguments}
     kinds = ("input", "output")
     return tuple(item for item in values.buffers.values() if item.name in used or item.kind in kinds)
-
-
-def _reads(values: Values) -> Iterator[list[str | int]]:
-    """Index arrays by which rows are read, those rows, and the lowest entry."""
-    graph = values.graph
-    for node in graph.nodes:
-        if node.op == "gather":
-            lowest = -1 if "fill" in node.attrs else 0
-            yield [node.attrs["index"], values.nodes[node.inputs[0]].rows, lowest]
-        elif node.op == "lookup":
-            yield [node.attrs["index"], len(graph.constants[node.attrs["array"]]), 0]
 
 
 __all__ = ["Program", "build", "generate", "is_cuda"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnnquant.errors import BackendError
+from gnnquant.folders import write_whole
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
     from gnnquant.integer_graph import IntegerGraph
@@ -65,7 +64,7 @@ def export_onnx(
     graph = lower(model)
     _check_size(graph)
     data = _exported(graph, model.bits, _sites(model), _chosen_opset(graph, opset), example_inputs)
-    _write(path, data)
+    write_whole(path, data)
 
 
 def _sites(model: Any) -> dict[str, int]:
@@ -156,18 +155,3 @@ def _exported(
         model, {item.key: item.value for item in model.metadata_props} | {"compared": compared}
     )
     return bytes(model.SerializeToString())
-
-
-def _write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data``; under ``path`` there is the complete file or the old one."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(16)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from gnnquant.integer_graph import take_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -37,11 +39,7 @@ class Builder:
 
     def unique(self, name: str) -> str:
         """``name``, or with a number behind it where it is taken."""
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
+        return take_name(name, self._names)
 
     def reserve(self, names: Iterable[str]) -> None:
         """Take names of inputs and outputs."""

@@ -14,15 +14,14 @@ from gnnquant.backends.onnx.containers import (
     PACKED_RUNTIME,
 )
 from gnnquant.backends.onnx.session import OnnxSession, find_runtime, open_session
-from gnnquant.backends.self_check import RandomCall, as_call
+from gnnquant.backends.self_check import arrays_of, calls_of
 from gnnquant.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from gnnquant.backends.self_check import Call
     from gnnquant.integer_graph import IntegerGraph
     from gnnquant.runtime import CompiledModel
 
@@ -48,13 +47,10 @@ def check_exported(
     Raises:
         BackendError: They differ, or ONNX Runtime fails.
     """
-    calls = list(_random_call(reference, graph))
-    if example is not None:
-        calls.append(as_call(graph.parameters, example))
-    for args, kwargs in calls:
-        wanted = list(arrays(reference(*args, **kwargs)))
+    calls = list(calls_of(reference, graph, example))
+    for (args, kwargs), wanted in calls:
         try:
-            found = list(arrays(session(*args, **kwargs)))
+            found = session(*args, **kwargs)
         except InputError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base
@@ -62,20 +58,8 @@ def check_exported(
             raise BackendError(
                 f"ONNX Runtime cannot run the exported model, please report it: {words}"
             ) from error
-        compare(found, wanted, graph)
+        compare(list(arrays_of(found)), list(arrays_of(wanted)), graph)
     return bool(calls)
-
-
-def _random_call(reference: CompiledModel, graph: IntegerGraph) -> Iterator[Call]:
-    """A random call that the model accepts, if one is found."""
-    for distinct in (True, False):
-        call = RandomCall(graph, distinct=distinct).make()
-        try:
-            reference(*call[0], **call[1])
-        except InputError:
-            continue
-        yield call
-        return
 
 
 def compare(found: list[NDArray[Any]], wanted: list[NDArray[Any]], graph: IntegerGraph) -> None:
@@ -108,19 +92,6 @@ def _agree(ours: NDArray[Any], theirs: NDArray[Any], *, rounded: bool) -> bool:
         return bool(close.all())
     near = np.isclose(ours, theirs, 0, STEP * float(finite.max(initial=0)), equal_nan=True)
     return bool(close.mean() >= SHARE or near.all())
-
-
-def arrays(result: Any) -> Iterator[NDArray[Any]]:
-    """The arrays of a nested result, in order."""
-    if isinstance(result, (tuple, list)):
-        for item in result:
-            yield from arrays(item)
-    elif isinstance(result, dict):
-        yield from arrays(list(result.values()))
-    elif hasattr(result, "__dict__") and not hasattr(result, "shape"):
-        yield from arrays(list(vars(result).values()))
-    elif hasattr(result, "shape"):
-        yield np.asarray(result)
 
 
 @lru_cache(maxsize=1)

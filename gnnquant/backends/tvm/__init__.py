@@ -25,8 +25,6 @@ from gnnquant.errors import BackendError
 from gnnquant.runtime.plan import Buffer, Call, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from gnnquant.backends.tvm.context import Context, Kernel
@@ -109,7 +107,7 @@ def build(
             "input_alignment": INPUT_ALIGNMENT,
             "finite": _finite(context),
             "max_rows": _limits(buffers),
-            "reads": list(_reads(graph)),
+            "reads": list(graph.reads()),
         },
     )
     constants = {name: array for name, array in context.constants.items() if name in used}
@@ -229,15 +227,6 @@ def _limits(buffers: list[Buffer]) -> dict[str, int]:
             most = (2**31 - 1) // max(width, 1)
             limits[buffer.shape[0]] = min(limits.get(buffer.shape[0], most), most)
     return limits
-
-
-def _reads(graph: IntegerGraph) -> Iterator[tuple[str, str | int, int]]:
-    """Index arrays by which rows are read, those rows, and the lowest entry."""
-    for node in graph.nodes:
-        if node.op == "gather":
-            yield node.attrs["index"], graph[node.inputs[0]].rows, -1 if "fill" in node.attrs else 0
-        elif node.op == "lookup":
-            yield node.attrs["index"], len(graph.constants[node.attrs["array"]]), 0
 
 
 def _finite(context: Context) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gnnquant.integer_graph import ONE, IndexNode, IntegerGraph, Node
+from gnnquant.integer_graph import ONE, IndexNode, IntegerGraph, Node, take_name
 from gnnquant.passes.lowering.program import SIZES
 
 if TYPE_CHECKING:
@@ -239,11 +239,7 @@ class _Assembler:
         return self._written[key]
 
     def _unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
+        return take_name(name, self._names)
 
     def _size(self, name: str) -> str:
         return self._array(self.program.find(name))

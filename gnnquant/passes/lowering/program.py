@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import ONE, IndexNode, Node, PackedWeight, pack_codes
+from gnnquant.integer_graph import ONE, IndexNode, Node, PackedWeight, pack_codes, take_name
 from gnnquant.passes.lowering.values import Codes, Index, Rows, Size, WeightCodes
 
 if TYPE_CHECKING:
@@ -295,11 +295,7 @@ class Program:
 
     def unique(self, name: str) -> str:
         """``name``, or ``name`` with a number that makes it new."""
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
+        return take_name(name, self._names)
 
     # ---------------------------------------------------------------- between spaces
 
