@@ -10,6 +10,7 @@ import numpy as np
 
 from gnnquant.backends.tvm.context import StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
+    bind,
     cast,
     choose,
     const,
@@ -28,7 +29,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
     vector_type,
 )
-from gnnquant.backends.tvm.layout import code_layout, round_up
+from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ONE
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.integer_graph import Node
+
+    Load = Callable[[Any, int], Any]
+    """``load(first, count)``"""
+    Store = Callable[[Any, Any, int], None]
+    """``store(first, value, count)``"""
 
 INFINITY_BITS = 0x7F800000
 
@@ -49,9 +55,7 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
     by_row = attrs["granularity"] == "row"
     x = kernel.broadcast(node.inputs[0], node.shape)
     x = kernel.solid(x) if by_row else x
-    layout = code_layout(bits, _heads(kernel, node), node.columns, kernel.lanes)
-    reach = max(layout.column(layout.chunks * layout.per_chunk - 1) + layout.lanes, x.columns)
-    stride = round_up(reach + 64, 64)
+    stride = round_up(max(_layout(kernel, node).reach, x.columns) + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
     read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
     codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
@@ -118,51 +122,96 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
 
 def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
     """Write codes for later kernels."""
-    layout = code_layout(q.bits, _heads(kernel, node), q.columns, kernel.lanes)
+    layout = _layout(kernel, node)
     name = kernel.context.add(f"codes.{node.name}", "uint8", (node.rows, layout.row_bytes), "workspace")
     scale = ""
     if not q.fixed:
         scale = _watch(kernel, node)
     kernel.context.stored[node.name] = StoredCodes(name, layout, scale)
     buffer = kernel.buffer(name)
-    lanes, per = layout.lanes, layout.per_chunk
 
     def row(r: Any) -> None:
         if scale:
             kernel.b.store(kernel.buffer(scale), q.scale(r), kernel.base + r)
         origin = q.start + r * q.stride
-        plain = layout.bits == 8 and (layout.heads == 1 or layout.head_columns % layout.lanes == 0)
-        if plain:
-            kernel.columns(
-                layout.row_bytes,
-                False,
-                lambda j, width: kernel.b.store(
-                    buffer,
-                    kernel.load("uint8", origin + j, width),
-                    kernel.base + r,
-                    span(j, width),
-                ),
-                width=4,
-            )
-            return
 
-        def chunk(index: Any) -> None:
-            word = None
-            for i in range(per):
-                part = kernel.load("uint8", origin + layout.column(index * per + i), lanes)
-                if layout.bits == 8:
-                    word = part
-                    continue
-                part = shift_left(cast(part, "uint16", lanes), i * layout.bits, "uint16", lanes)
-                word = part if word is None else word | part
-            if layout.bits != 8:
-                word = reinterpret(word, "uint8", 2 * lanes)
-            size = layout.chunk_bytes
-            kernel.b.store(buffer, word, kernel.base + r, span(index * size, size))
+        def load(column: Any, width: int) -> Any:
+            return kernel.load("uint8", origin + column, width)
 
-        kernel.each(layout.chunks, chunk)
+        def store(place: Any, value: Any, width: int) -> None:
+            kernel.b.store(buffer, value, kernel.base + r, span(place, width))
+
+        if isinstance(layout, PlaneLayout):
+            kernel.each(layout.units, lambda index: _pack_unit(layout, index, load, store))
+        elif layout.bits == 8 and (layout.heads == 1 or layout.head_columns % layout.lanes == 0):
+            kernel.columns(layout.row_bytes, False, lambda j, width: store(j, load(j, width), width), width=4)
+        else:
+            kernel.each(layout.chunks, lambda index: _pack_chunk(layout, index, load, store))
 
     kernel.each_row(row)
+
+
+def _pack_unit(layout: PlaneLayout, index: Any, load: Load, store: Store) -> None:
+    """Store a unit of a row, whose codes ``load`` reads in the order of columns."""
+    unit, planes = layout.unit, layout.planes
+    word = None
+    for plane in range(planes):
+        part = load((index * planes + plane) * unit, unit)
+        if planes > 1:
+            # codes have so few bits that nothing leaves its byte
+            words = reinterpret(part, "uint16", unit // 2)
+            part = shift_left(words, plane * layout.bits, "uint16", unit // 2)
+        word = part if word is None else word | part
+    if planes > 1:
+        word = reinterpret(word, "uint8", unit)
+    store(index * unit, shuffle([word], layout.order), unit)
+
+
+def _unpack_unit(layout: PlaneLayout, index: Any, load: Load, store: Store) -> None:
+    """The reverse of :func:`_pack_unit`: ``load`` reads packed bytes, ``store`` takes codes by column."""
+    unit, planes = layout.unit, layout.planes
+    data = bind(shuffle([load(index * unit, unit)], layout.places))
+    for plane in range(planes):
+        store((index * planes + plane) * unit, plane_of(data, layout, plane, unit), unit)
+
+
+def plane_of(data: Any, layout: PlaneLayout, plane: int, size: int) -> Any:
+    """The codes of a plane in ``size`` bytes."""
+    if layout.planes == 1:
+        return data
+    mask = splat(const((2**layout.bits - 1) * 0x0101, "uint16"), size // 2)
+    words = reinterpret(data, "uint16", size // 2)
+    return reinterpret(shift_right(words, plane * layout.bits, "uint16", size // 2) & mask, "uint8", size)
+
+
+def _pack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> None:
+    """Store a chunk of a row, whose codes ``load`` reads in the order of columns."""
+    lanes, per = layout.lanes, layout.per_chunk
+    word = None
+    for i in range(per):
+        part = load(layout.column(index * per + i), lanes)
+        if layout.bits == 8:
+            word = part
+            continue
+        part = shift_left(cast(part, "uint16", lanes), i * layout.bits, "uint16", lanes)
+        word = part if word is None else word | part
+    if layout.bits != 8:
+        word = reinterpret(word, "uint8", 2 * lanes)
+    store(index * layout.chunk_bytes, word, layout.chunk_bytes)
+
+
+def _unpack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> None:
+    """The reverse of :func:`_pack_chunk`: ``load`` reads packed bytes, ``store`` takes codes by column."""
+    lanes, per, size = layout.lanes, layout.per_chunk, layout.chunk_bytes
+    data = load(index * size, size)
+    for i in range(per):
+        part = data
+        if layout.bits != 8:
+            mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
+            words = reinterpret(data, "uint16", lanes)
+            part = shift_right(words, i * layout.bits, "uint16", lanes) & mask
+            part = cast(part, "uint8", lanes)
+        store(layout.column(index * per + i), part, lanes)
 
 
 def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
@@ -192,30 +241,24 @@ def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
 def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[[Any], Any]) -> Codes:
     """Codes in memory, row ``place(r)`` for row r of the block, as bytes in scratch."""
     layout = stored.layout
-    lanes, per = layout.lanes, layout.per_chunk
     bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
-    reach = max(layout.column(layout.chunks * per - 1) + lanes, node.columns)
-    stride = round_up(reach + 64, 64)
+    stride = round_up(max(layout.reach, node.columns) + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
     buffer = kernel.buffer(stored.buffer)
 
     def row(r: Any) -> None:
         origin = kernel.b.let(place(r))
 
-        def chunk(index: Any) -> None:
-            size = layout.chunk_bytes
-            data = buffer[origin, span(index * size, size)]
-            for i in range(per):
-                part = data
-                if layout.bits != 8:
-                    mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
-                    words = reinterpret(data, "uint16", lanes)
-                    part = shift_right(words, i * layout.bits, "uint16", lanes) & mask
-                    part = cast(part, "uint8", lanes)
-                column = layout.column(index * per + i)
-                kernel.save("uint8", part, start + r * stride + column, lanes)
+        def load(byte: Any, width: int) -> Any:
+            return buffer[origin, span(byte, width)]
 
-        kernel.each(layout.chunks, chunk)
+        def store(column: Any, value: Any, width: int) -> None:
+            kernel.save("uint8", value, start + r * stride + column, width)
+
+        if isinstance(layout, PlaneLayout):
+            kernel.each(layout.units, lambda index: _unpack_unit(layout, index, load, store))
+        else:
+            kernel.each(layout.chunks, lambda index: _unpack_chunk(layout, index, load, store))
         clear(kernel, start + r * stride + node.columns, stride - node.columns)
 
     kernel.each_row(row)
@@ -309,15 +352,18 @@ def _watch(kernel: RowKernel, node: Node) -> str:
     return kernel.context.add(f"scale.{node.name}", "float32", (node.rows,), "workspace")
 
 
-def _heads(kernel: RowKernel, node: Node) -> int:
-    """Heads of the aggregations that read ``node``."""
-    graph = kernel.context.graph
-    heads = {
-        user.attrs["heads"]
-        for user in graph.nodes
-        if user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name
-    }
+def _layout(kernel: RowKernel, node: Node) -> CodeLayout | PlaneLayout:
+    """How the codes of ``node`` are stored: as those who sum them over edges read them best."""
+    graph, machine = kernel.context.graph, kernel.machine
+    sums = [user for user in graph.nodes if user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name]
+    bits, lanes = node.attrs["bits"], kernel.lanes
+    heads = {user.attrs["heads"] for user in sums}
     most = max(heads, default=1)
+    added = all(user.attrs["reduce"] in ("sum", "mean") for user in sums)
+    if added and most <= lanes and machine.by_quads(bits):
+        layout = plane_layout(bits, node.columns, lanes)
+        if layout.vectors * layout.planes <= machine.sums:
+            return layout
     if any(most % count for count in heads):
         raise fail(node, f"it is aggregated with {sorted(heads)} heads, which do not divide")
-    return most
+    return code_layout(bits, most, node.columns, lanes)

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm.emit import Builder, cast, const, number, span, splat
-from gnnquant.backends.tvm.layout import CodeLayout, round_up
+from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Rows
 from gnnquant.errors import BackendError
@@ -49,7 +49,7 @@ class StoredCodes:
     """Codes in memory; ``scale`` is the buffer of row scales, or ``""``."""
 
     buffer: str
-    layout: CodeLayout
+    layout: CodeLayout | PlaneLayout
     scale: str
 
 

@@ -25,6 +25,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
     unary,
 )
+from gnnquant.backends.tvm.layout import vector_lanes
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Rows
 from gnnquant.integer_graph import ELEMENTWISE
@@ -166,10 +167,8 @@ class EdgeValues:
 
     def _each(self, columns: int, body: Callable[..., None]) -> None:
         """``body(column, lanes)``, every column once."""
-        if columns % self.lanes == 0:
-            self.kernel.each(columns // self.lanes, lambda index: body(index * self.lanes, self.lanes))
-        else:
-            self.kernel.each(columns, lambda c: body(c, 1))
+        lanes = vector_lanes(columns, self.lanes)
+        self.kernel.each(columns // lanes, lambda index: body(index * lanes, lanes))
 
     def _declare(self, node: Node) -> Any:
         context = self.kernel.context
@@ -292,7 +291,7 @@ class _Running:
 
     def __init__(self, kernel: Kernel, columns: int, start: float) -> None:
         self.kernel = kernel
-        lanes = kernel.lanes if columns == 1 or columns % kernel.lanes == 0 else 1
+        lanes = kernel.lanes if columns == 1 else vector_lanes(columns, kernel.lanes)
         count = max(columns // lanes, 1)
         self.place = kernel.reserve("float32", columns) if count > 1 else -1
         if count == 1:

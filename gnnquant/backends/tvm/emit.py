@@ -46,6 +46,15 @@ class Machine:
     quads: str = ""
     quads_limit: int = 0
 
+    def by_quads(self, bits: int) -> bool:
+        """Whether products of four bytes take codes of this width."""
+        return bool(self.quads) and 2**bits - 1 <= self.quads_limit
+
+    @property
+    def sums(self) -> int:
+        """Vectors of sums that the registers hold beside what is added to them."""
+        return 8 if self.lanes == 8 else 16
+
 
 def const(value: float, dtype: str = "int32") -> Any:
     """A scalar constant."""

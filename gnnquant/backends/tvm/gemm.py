@@ -29,6 +29,7 @@ from gnnquant.backends.tvm.emit import (
 from gnnquant.backends.tvm.layout import (
     CHUNK,
     WeightLayout,
+    interleaved,
     pack_weight,
     panels,
     round_up,
@@ -87,11 +88,6 @@ def dot_quads(machine: Machine, sums: Any, x: Any, y: Any) -> Any:
     return intrinsic(machine.quads, vector_type("int32", machine.lanes), sums, x, y)
 
 
-def by_quads(machine: Machine, bits: int) -> bool:
-    """Whether products of four bytes take codes of this width."""
-    return bool(machine.quads) and 2**bits - 1 <= machine.quads_limit
-
-
 def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
     """The layout of a weight, declaring its buffers on first use."""
     key = f"{group}.{name}"
@@ -129,7 +125,7 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     # pairs of bytes are exact while their int16 sums cannot overflow, for at least 4 words; 0: not so
     reach = 32767 // max(2 * levels * largest, 1)
     reach = reach if machine.bytes and reach >= 4 else 0
-    group = 4 if reach or by_quads(machine, q.bits) else 2
+    group = 4 if reach or machine.by_quads(q.bits) else 2
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
@@ -274,7 +270,7 @@ def _dense(
         two = kernel.load("uint16", words + row * q.stride + k * 2, 2)
         return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
 
-    narrow = group == 4 and not by_quads(machine, q.bits)
+    narrow = group == 4 and not machine.by_quads(q.bits)
     slices = -(-layout.words // reach) if narrow else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
 
@@ -540,16 +536,6 @@ def _pairs(
                 flush(True)
 
     kernel.each(layout.padded // (steps * width), panel)
-
-
-def interleaved(width: int, run: int) -> tuple[list[int], list[int]]:
-    """Lane orders that interleave two vectors within 128-bit parts of ``run`` elements."""
-    low, high = [], []
-    for part in range(0, width, run):
-        for i in range(run // 2):
-            low += [part + i, width + part + i]
-            high += [part + run // 2 + i, width + part + run // 2 + i]
-    return low, high
 
 
 def _store_sums(kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any, add: bool) -> None:

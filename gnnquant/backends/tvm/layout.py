@@ -7,6 +7,12 @@ Codes of a row that other rows gather (``CodeLayout``)
     of ``lanes`` 16-bit words; group i of a chunk lies at bits ``i * bits`` of the words, so that
     ``(chunk >> (i * bits)) & mask`` is group i as 16-bit numbers in column order.
 
+Codes that are summed four edges at a time (``PlaneLayout``)
+    A row is cut into *units* of as many bytes; byte p of a unit holds a code of each of its ``8 / bits``
+    *planes*, that of plane s at bits ``s * bits``: column ``s * unit + order[p]`` of the unit. The order
+    is such that the bytes of four rows, brought together in the int32 lanes of vectors
+    (:func:`quads_of`), are in these lanes in the order of columns.
+
 Integer weights [K, M] (``pack_weight``)
     The constant holds the codes of [K, Mp] (Mp: M padded to whole vectors) in row-major order at
     their bit width, in chunks of ``CHUNK`` bytes: code j of group i of a chunk lies in byte j at bits
@@ -26,7 +32,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
+
+    Mix = Callable[[Sequence[Any], list[int]], Any]
 
     from gnnquant.integer_graph import PackedWeight
 
@@ -39,6 +49,11 @@ NARROW = 16
 def round_up(value: int, step: int) -> int:
     """The first multiple of ``step`` that is not below ``value``."""
     return -(-value // step) * step
+
+
+def vector_lanes(columns: int, lanes: int) -> int:
+    """The most lanes, a power of two up to ``lanes``, of vectors that divide ``columns``."""
+    return min(columns & -columns, lanes) if columns else lanes
 
 
 def power_of_two(value: int) -> int:
@@ -92,6 +107,11 @@ class CodeLayout:
         """Bytes of a row."""
         return self.chunks * self.chunk_bytes
 
+    @property
+    def reach(self) -> int:
+        """Columns that are read of a row of codes when it is packed."""
+        return int(self.column(self.chunks * self.per_chunk - 1)) + self.lanes
+
     def column(self, group: Any) -> Any:
         """First column of a group, for a number or an int32 expression."""
         if self.head_columns % self.lanes == 0:
@@ -117,6 +137,112 @@ def code_layout(bits: int, heads: int, columns: int, lanes: int) -> CodeLayout:
     while words > 4 and heads * -(-head_columns // words) < 16 // bits:
         words //= 2
     return CodeLayout(bits, words, heads, head_columns)
+
+
+@dataclass(frozen=True)
+class PlaneLayout:
+    """Layout of codes that are summed four edges at a time; see the module's text.
+
+    Attributes:
+        bits: Stored bits.
+        columns: Columns of a row.
+        unit: Bytes of a unit.
+        lanes: int32 lanes of a vector.
+    """
+
+    bits: int
+    columns: int
+    unit: int
+    lanes: int
+
+    @property
+    def planes(self) -> int:
+        """Codes of a byte."""
+        return 8 // self.bits
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of int32 sums of a plane."""
+        return self.unit // self.lanes
+
+    @property
+    def units(self) -> int:
+        """Units of a row."""
+        return -(-self.columns // (self.unit * self.planes))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.units * self.unit
+
+    @property
+    def reach(self) -> int:
+        """Columns for which there is room in a row."""
+        return self.row_bytes * self.planes
+
+    @property
+    def order(self) -> list[int]:
+        """The column, within a plane, of each byte of a unit."""
+        inverse = self.places
+        return [inverse.index(place) for place in range(self.unit)]
+
+    @property
+    def places(self) -> list[int]:
+        """The byte of a unit that holds each column of a plane."""
+        rows = [np.arange(row, 4 * self.unit, 4) for row in range(4)]
+        quads = quads_of(rows, self.unit, self.lanes, lambda parts, order: np.concatenate(parts)[order])
+        found: list[int] = (np.concatenate(quads)[::4] // 4).tolist()
+        return found
+
+
+def plane_layout(bits: int, columns: int, lanes: int) -> PlaneLayout:
+    """The layout for rows of ``columns`` codes on vectors of ``lanes`` int32.
+
+    Codes are stored with more bits than they have where rows do not become longer for it.
+    """
+    choices = []
+    for stored in (8, 4, 2):
+        if stored >= bits:
+            least = -(-columns * stored // 8)
+            units = [size for size in (lanes, 2 * lanes, 4 * lanes) if size >= 16]
+            unit = next((size for size in units if size >= least), 4 * lanes)
+            choices.append(PlaneLayout(stored, columns, unit, lanes))
+    return min(choices, key=lambda layout: layout.row_bytes)
+
+
+def quads_of(rows: Sequence[Any], unit: int, lanes: int, mix: Mix) -> list[Any]:
+    """Vectors of which every int32 lane holds one byte of each of four rows.
+
+    Args:
+        rows: Four vectors of ``unit`` bytes.
+        unit: As many as ``lanes``, twice or four times as many.
+        lanes: int32 lanes of a vector.
+        mix: ``mix(vectors, order)``: the given bytes of the vectors, one after the other.
+    """
+    width = 4 * lanes
+    if unit == lanes:
+        return [mix(rows, [row * unit + byte for byte in range(unit) for row in range(4)])]
+    by_bytes = interleaved(width, 16)
+    if unit == 2 * lanes:
+        even, odd = (mix([rows[row], rows[row + 2]], list(range(width))) for row in (0, 1))
+        by_words = [part * unit + 2 * lane + i for lane in range(lanes) for part in (0, 1) for i in (0, 1)]
+        return [mix([mix([even, odd], order)], by_words) for order in by_bytes]
+    by_words_of = [[2 * word + i for word in order for i in (0, 1)] for order in interleaved(width // 2, 8)]
+    found = []
+    for order in by_bytes:
+        pairs = [mix(rows[first : first + 2], order) for first in (0, 2)]
+        found += [mix(pairs, words) for words in by_words_of]
+    return found
+
+
+def interleaved(width: int, run: int) -> tuple[list[int], list[int]]:
+    """Lane orders that interleave two vectors within 128-bit parts of ``run`` elements."""
+    low, high = [], []
+    for part in range(0, width, run):
+        for i in range(run // 2):
+            low += [part + i, width + part + i]
+            high += [part + run // 2 + i, width + part + run // 2 + i]
+    return low, high
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class RowKernel(Kernel):
         self.block = 1
         if "float_gemm" in ops:
             self.block = FLOAT_BLOCK
-        elif ops & {"gemm", "log_softmax"} or any(map(self._sums_columns, stage.nodes)):
+        elif ops & {"gemm", "log_softmax", "spmm"} or any(map(self._sums_columns, stage.nodes)):
             self.block = INTEGER_BLOCK
         self.base: Any = None
         self.rows: Any = None

@@ -185,7 +185,7 @@ def test_non_finite_inputs_show_in_a_scale() -> None:
 
 
 def test_int2_artifact_is_small() -> None:
-    model = build(graphs.gcn(2, signed=False, features=500, hidden=256))
+    model = build(graphs.gcn(2, signed=False, features=500, hidden=256), target="x86-64-v3")
     sizes = [len(zlib.compress(a.tobytes(), 9)) for a in model.constants.values()]
     assert sum(sizes) + len(zlib.compress(model.library, 9)) < 51 * 1024
 

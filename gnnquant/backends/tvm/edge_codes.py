@@ -1,0 +1,414 @@
+"""The 8-bit weights of edges."""
+# Emitters read places, heads and lanes side by side.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import tirx
+
+from gnnquant.backends.tvm.context import StoredCodes, fail
+from gnnquant.backends.tvm.emit import (
+    cast,
+    choose,
+    const,
+    fold_max,
+    fold_sum,
+    maximum,
+    number,
+    product,
+    reinterpret,
+    shuffle,
+    span,
+    splat,
+    unary,
+)
+from gnnquant.backends.tvm.layout import round_up, vector_lanes
+from gnnquant.backends.tvm.partition import resolve
+from gnnquant.integer_graph import EDGE_LEVELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.backends.tvm.values import Rows
+    from gnnquant.integer_graph import Node
+
+KEPT = 256
+"""Edges of a row whose weights are kept until they are rounded."""
+BEHIND = 2
+"""Sums of four edges that may be read behind the last edge of a row."""
+UNIT = np.float32(0.5 / EDGE_LEVELS)
+
+
+class EdgeWeights:
+    """The second operand: a weight per edge and head, in memory or computed for one row after the other."""
+
+    def __init__(self, kernel: RowKernel, node: Node) -> None:
+        self.kernel = kernel
+        self.name = resolve(kernel.context.graph, node.inputs[1])
+        self.inlined = kernel.edges.get(self.name)
+        columns = kernel.context.nodes[self.name].columns
+        if columns != node.attrs["heads"]:
+            raise fail(node, f"{columns} edge weights for {node.attrs['heads']} heads")
+        self.rows: Rows | None = None if self.inlined else kernel.reader(self.name)
+
+    def begin(self, r: Any, first: Any, degree: Any) -> None:
+        """Compute those of row r of the block, where nobody did."""
+        if self.inlined:
+            self.inlined.row(self.kernel.base + r, first, degree)
+            self.rows = self.inlined.exported(self.name)
+
+    def at(self, edge: Any, head: Any, lanes: int) -> Any:
+        """The weights of an edge of the row for ``lanes`` heads."""
+        assert self.rows is not None
+        return self.rows.at(edge, head, lanes)
+
+    def along(self, edge: Any, lanes: int) -> Any:
+        """The weights of ``lanes`` edges, all of which must exist, for one head."""
+        one = self.at(edge, 0, 1)
+        if hasattr(one, "buffer") and len(one.indices) == 1:
+            return one.buffer[span(one.indices[0], lanes)]
+        return shuffle([self.at(edge + lane, 0, 1) for lane in range(lanes)], range(lanes))
+
+
+def edge_weights(kernel: RowKernel, node: Node) -> EdgeWeights | None:
+    """The weights of the edges that ``node`` sums over, where they have any."""
+    return EdgeWeights(kernel, node) if len(node.inputs) > 1 else None
+
+
+class EdgeCodes:
+    """The 8-bit weights of a destination's edges: their unit, their sum, and a run of them at a time.
+
+    ``v = a_e * s_j`` is needed twice, for its largest magnitude and for the codes. With one head the first
+    ``KEPT`` of a row are kept, and rounded in vectors; what comes later, and heads, which are vectors
+    themselves where there are enough of them, are computed again.
+    """
+
+    def __init__(
+        self, kernel: RowKernel, node: Node, stored: StoredCodes, source: Node, *, run: int, dtype: str
+    ) -> None:
+        self.kernel = kernel
+        self.dtype = dtype
+        self.source = source
+        self.heads = node.attrs["heads"]
+        self.scales = kernel.buffer(stored.scale) if stored.scale else None
+        # one weight for all edges: 127 unless the scale is 0
+        self.constant = self.scales is None and len(node.inputs) == 1
+        self.indices = kernel.graph_buffer(node.attrs["graph"], "src")
+        self.weights = edge_weights(kernel, node)
+        self.scale: Any = None
+        self.first: Any = None
+        self.place: Any = None
+        self._places: _PerRow | None = None
+        lanes, reserve = kernel.lanes, kernel.reserve
+        self.indptr = kernel.graph_buffer(node.attrs["graph"], "indptr")
+        self.sums = reserve("int64", self.heads)
+        self._units = _PerRow(kernel, "float32", self.heads)
+        self._totals = _PerRow(kernel, "int32", max(lanes, self.heads))
+        self.select(0)
+        if self.constant:
+            return
+        if self.scales is None:
+            self.scale = kernel.learned(source.attrs["scale"])
+        self.single = self.heads == 1
+        self.lanes = lanes if self.single else vector_lanes(self.heads, lanes)
+        self.slots = lanes if self.single else self.heads
+        self.stored = {"int8": "uint8", "int16": "uint16", "int32": "int32"}[dtype]
+        self._places = _PerRow(kernel, self.stored, run * self.heads + 4 * BEHIND * lanes)
+        self.select(0)
+        self.kept = reserve("float32", KEPT + lanes) if self.single else 0
+        self.ratio = reserve("float32", self.heads)
+
+    def select(self, r: Any) -> None:
+        """Go on with row r of the block."""
+        self.unit, self.totals = self._units.of(r), self._totals.of(r)
+        if self._places is not None:
+            self.place = self._places.of(r)
+
+    def begin(self, first: Any, degree: Any) -> None:
+        """Units of a row, and zeros for its sums."""
+        kernel, sums = self.kernel, self.sums
+        self.first = first
+        if self.constant:
+            weight, step = _constant_weight(np.float32(self.source.attrs["scale"]))
+            kernel.save("int64", cast(degree, "int64") * const(weight, "int64"), sums)
+            kernel.save("float32", kernel.learned(step)(), self.unit)
+            return
+        (self._largest_of_row if self.single else self._largest_of_heads)(first, degree)
+        kernel.each(self.heads, lambda h: kernel.save("int64", const(0, "int64"), sums + h))
+
+    def _largest_of_row(self, first: Any, degree: Any) -> None:
+        kernel, b, lanes = self.kernel, self.kernel.b, self.kernel.lanes
+        most = b.registers(1, "float32")
+        b.store(most, number(0.0), 0)
+        with b.loop(degree) as k:
+            v = b.let(self._value(first + k, 0, 1))
+            kernel.save("float32", v, self.kept + tirx.min(k, const(KEPT)))
+            b.store(most, maximum(most[0], unary("llvm.fabs", v, 1)), 0)
+        # lanes behind the last edge weigh 0
+        kernel.save("float32", number(0.0, lanes), self.kept + tirx.min(degree, const(KEPT)), lanes)
+        self._unit(most[0], 0, 1)
+
+    def _largest_of_heads(self, first: Any, degree: Any) -> None:
+        kernel, b, lanes, ratio = self.kernel, self.kernel.b, self.lanes, self.ratio
+
+        def each(body: Callable[[Any], None]) -> None:
+            kernel.each(self.heads // lanes, lambda i: body(i * lanes))
+
+        each(lambda h: kernel.save("float32", number(0.0, lanes), ratio + h, lanes))
+        with b.loop(degree) as k:
+            edge = b.let(first + k)
+
+            def compare(h: Any) -> None:
+                v = unary("llvm.fabs", self._value(edge, h, lanes), lanes)
+                v = maximum(kernel.load("float32", ratio + h, lanes), v)
+                kernel.save("float32", v, ratio + h, lanes)
+
+            each(compare)
+        each(lambda h: self._unit(kernel.load("float32", ratio + h, lanes), h, lanes))
+
+    def _unit(self, most: Any, head: Any, lanes: int) -> None:
+        kernel = self.kernel
+        most = kernel.b.let(most)
+        zero = number(0.0, lanes)
+        kernel.save("float32", most * number(float(UNIT), lanes), self.unit + head, lanes)
+        ratio = choose(most > zero, number(EDGE_LEVELS, lanes) / most, zero)
+        kernel.save("float32", ratio, self.ratio + head, lanes)
+
+    def whole(self, first: Any, degree: Any, *, summed: bool) -> None:
+        """Units and codes of a row of at most ``KEPT`` edges, in one go; zeros follow behind them.
+
+        With ``summed`` also the sums of the codes of each head, in ``totals``.
+        """
+        if self.constant:
+            kernel = self.kernel
+            weight, step = _constant_weight(np.float32(self.source.attrs["scale"]))
+            kernel.save("int32", degree * const(weight), self.totals)
+            kernel.save("float32", kernel.learned(step)(), self.unit)
+        elif self.single:
+            self._whole_of_one_head(first, degree, summed=summed)
+        else:
+            self._whole_of_heads(first, degree, summed=summed)
+
+    def _whole_of_one_head(self, first: Any, degree: Any, *, summed: bool) -> None:
+        """Vectors of edges; the first of them without a loop, since few rows have more."""
+        kernel, b, lanes = self.kernel, self.kernel.b, self.lanes
+        vectors = b.let(tirx.max((degree + (lanes - 1)) // lanes, 1))
+        best = b.registers(1, "float32", lanes)
+        b.store(best, number(0.0, lanes), 0)
+
+        def each(body: Callable[[Any], None]) -> None:
+            body(0)
+            with b.loop(vectors - 1) as more:
+                body(more + 1)
+
+        def several(index: Any) -> None:
+            edge = b.let(first + index * lanes)
+            scale = self.scale(lanes) if self.scales is None else None
+            if scale is None:
+                # what lies behind the last edge are edges of the next row, or zeros
+                scale = shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
+            value = scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
+            there = span(index * lanes, lanes) < splat(degree, lanes)
+            value = b.let(choose(there, value, number(0.0, lanes)))
+            kernel.save("float32", value, self.kept + index * lanes, lanes)
+            b.store(best, maximum(unary("llvm.fabs", value, lanes), best[0]), 0)
+
+        def one_by_one() -> None:
+            kernel.save("float32", number(0.0, lanes), self.kept, lanes)
+            with b.loop(degree) as k:
+                kernel.save("float32", self._value(first + k, 0, 1), self.kept + k)
+            kernel.save("float32", number(0.0, lanes), self.kept + degree, lanes)
+            each(
+                lambda index: b.store(
+                    best,
+                    maximum(
+                        unary("llvm.fabs", kernel.load("float32", self.kept + index * lanes, lanes), lanes),
+                        best[0],
+                    ),
+                    0,
+                )
+            )
+
+        if self.weights is None:
+            each(several)
+        else:
+            # weights end with the last edge
+            end = self.indptr[self.indptr.shape[0] - 1]
+            b.branch(first + vectors * lanes <= end, lambda: each(several), one_by_one)
+        self._unit(fold_max(b.let(best[0]), lanes), 0, 1)
+        ratio = b.let(splat(kernel.load("float32", self.ratio), lanes))
+        total = b.registers(1, "int32", lanes)
+        b.store(total, splat(const(0), lanes), 0)
+
+        def code(index: Any) -> None:
+            t = self._rounded(kernel.load("float32", self.kept + index * lanes, lanes), ratio, lanes)
+            b.store(total, total[0] + t, 0)
+            self._put(t, index * lanes, lanes)
+
+        each(code)
+        self._clear_behind(degree)
+        if summed:
+            kernel.save("int32", fold_sum(b.let(total[0]), lanes), self.totals)
+
+    def _whole_of_heads(self, first: Any, degree: Any, *, summed: bool) -> None:
+        kernel, b, lanes = self.kernel, self.kernel.b, self.lanes
+        count = self.heads // lanes
+        best, totals = b.registers(count, "float32", lanes), b.registers(count, "int32", lanes)
+        for i in range(count):
+            b.store(best, number(0.0, lanes), i)
+            b.store(totals, splat(const(0), lanes), i)
+        with b.loop(degree) as k:
+            edge = b.let(first + k)
+            for i in range(count):
+                value = unary("llvm.fabs", self._value(edge, i * lanes, lanes), lanes)
+                b.store(best, maximum(value, best[i]), i)
+        for i in range(count):
+            self._unit(best[i], i * lanes, lanes)
+        ratios = [b.let(kernel.load("float32", self.ratio + i * lanes, lanes)) for i in range(count)]
+        with b.loop(degree) as k:
+            edge = b.let(first + k)
+            for i in range(count):
+                t = self._rounded(self._value(edge, i * lanes, lanes), ratios[i], lanes)
+                b.store(totals, totals[i] + t, i)
+                self._put(t, k * self.heads + i * lanes, lanes)
+        self._clear_behind(degree)
+        for i in range(count if summed else 0):
+            kernel.save("int32", totals[i], self.totals + i * lanes, lanes)
+
+    def begin_slice(self) -> None:
+        """Zeros for the 32-bit sums."""
+        if not self.constant:
+            lanes = self.lanes
+            self.kernel.each(
+                self.slots // lanes,
+                lambda i: self.kernel.save("int32", splat(const(0), lanes), self.totals + i * lanes, lanes),
+            )
+
+    def end_slice(self) -> None:
+        """Add the 32-bit sums, exact for ``SLICE`` edges, to those of the row."""
+        if self.constant:
+            return
+        kernel, sums = self.kernel, self.sums
+
+        def add(value: Any, head: Any) -> None:
+            kernel.save("int64", kernel.load("int64", sums + head) + cast(value, "int64"), sums + head)
+
+        if self.single:
+            add(fold_sum(kernel.b.let(kernel.load("int32", self.totals, self.lanes)), self.lanes), 0)
+        else:
+            kernel.each(self.heads, lambda h: add(kernel.load("int32", self.totals + h), h))
+
+    def write(self, start: Any, count: Any) -> None:
+        """The codes of a run; with one head zeros follow up to the end of a vector."""
+        if self.constant:
+            return
+        kernel, b = self.kernel, self.kernel.b
+        if not self.single:
+            with b.loop(count) as k:
+                edge = b.let(start + k)
+
+                def code(i: Any) -> None:
+                    h, lanes = i * self.lanes, self.lanes
+                    self._write(self._value(edge, h, lanes), k * self.heads + h, h, lanes)
+
+                kernel.each(self.heads // self.lanes, code)
+            self._clear_behind(count)
+            return
+        lanes = self.lanes
+        begin = b.let(start - self.first)
+
+        def from_kept() -> None:
+            with b.loop((count + (lanes - 1)) // lanes) as i:
+                v = kernel.load("float32", self.kept + begin + i * lanes, lanes)
+                self._write(v, i * lanes, 0, lanes)
+
+        def again() -> None:
+            with b.loop(count) as k:
+                self._write(self._value(start + k, 0, 1), k, 0, 1)
+            kernel.save(self.stored, splat(const(0, self.stored), lanes), self.place + count, lanes)
+
+        b.branch(begin + count <= KEPT, from_kept, again)
+        self._clear_behind(count)
+
+    def _clear_behind(self, count: Any) -> None:
+        """Zeros as the weights of as many edges behind the last one as a sum takes together."""
+        if self.single and self.lanes >= 4 * BEHIND:
+            return  # there are as many behind the last vector
+        zeros = splat(const(0, self.stored), 4 * self.kernel.lanes)
+        for part in range(BEHIND):
+            place = self.place + count * self.heads + part * 4 * self.kernel.lanes
+            self.kernel.save(self.stored, zeros, place, 4 * self.kernel.lanes)
+
+    def _write(self, v: Any, place: Any, head: Any, lanes: int) -> None:
+        """Round ``lanes`` weights and add them to the sums."""
+        kernel = self.kernel
+        ratio = kernel.load("float32", self.ratio + head, 1 if self.single else lanes)
+        t = self._rounded(v, splat(ratio, lanes) if self.single else ratio, lanes)
+        slot = self.totals + head
+        kernel.save("int32", kernel.load("int32", slot, lanes) + t, slot, lanes)
+        self._put(t, place, lanes)
+
+    def _rounded(self, v: Any, ratio: Any, lanes: int) -> Any:
+        return self.kernel.b.let(cast(unary("llvm.rint", v * ratio, lanes), "int32", lanes))
+
+    def _put(self, t: Any, place: Any, lanes: int) -> None:
+        if self.dtype != "int32":
+            t = reinterpret(cast(t, self.dtype, lanes), self.stored, lanes)
+        self.kernel.save(self.stored, t, self.place + place, lanes)
+
+    def at(self, k: Any, head: Any) -> Any:
+        """The weight of edge k of the run."""
+        if self.constant:
+            return const(self._one, self.dtype)
+        value = self.kernel.load(self.stored, self.place + k * self.heads + head)
+        return value if self.dtype == "int32" else reinterpret(value, self.dtype)
+
+    def several(self, index: Any, count: Any, size: int) -> Any:
+        """The weights of edges ``size * index`` on, as one integer; 0 is that of an edge behind the last."""
+        bits = 8 if self.dtype == "int8" else 16
+        wide = f"int{size * bits}"
+        if not self.constant:
+            return reinterpret(self.kernel.load(self.stored, self.place + size * index, size), wide)
+        code = self._one & (2**bits - 1)
+        left = self.kernel.b.let(count - size * index)
+        result = const(0, wide)
+        for edges in range(1, size + 1):
+            value = sum(code << (bits * edge) for edge in range(edges))
+            constant = const(int(np.array(value, dtype=f"u{wide}").astype(wide)), wide)
+            result = choose(left >= edges, constant, result)
+        return result
+
+    @property
+    def _one(self) -> int:
+        return _constant_weight(np.float32(self.source.attrs["scale"]))[0]
+
+    def _value(self, edge: Any, head: Any, lanes: int) -> Any:
+        """``a_e * s_j(e)``, rounded once."""
+        scales, indices = self.scales, self.indices
+        scale = self.scale(lanes) if scales is None else splat(scales[indices[edge]], lanes)
+        if self.weights is None:
+            return scale
+        return product(self.weights.at(edge, head, lanes), scale, lanes)
+
+
+class _PerRow:
+    """Scratch of each row of a block."""
+
+    def __init__(self, kernel: RowKernel, dtype: str, count: int) -> None:
+        self.step = round_up(count, 64)
+        self.start = kernel.reserve(dtype, kernel.block * self.step)
+
+    def of(self, r: Any) -> Any:
+        """Where that of row r begins."""
+        return self.start + r * self.step
+
+
+def _constant_weight(scale: Any) -> tuple[int, Any]:
+    """The 8-bit weight of every edge, and its unit, where all edges weigh ``scale``."""
+    if not scale > 0:
+        return 0, np.float32(0)
+    ratio = np.float32(EDGE_LEVELS) / scale
+    return int(np.rint(scale * ratio)), scale * UNIT

@@ -1,0 +1,204 @@
+"""Sums over edges by products of four bytes: four edges at a time, codes in planes."""
+# Emitters nest like the loops that they emit: one function is one loop nest.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.backends.tvm.codes import plane_of
+from gnnquant.backends.tvm.context import AHEAD, LINE
+from gnnquant.backends.tvm.edge_codes import BEHIND, KEPT
+from gnnquant.backends.tvm.emit import cast, const, reinterpret, shuffle, span, splat
+from gnnquant.backends.tvm.gemm import dot_quads
+from gnnquant.backends.tvm.layout import PlaneLayout, quads_of
+from gnnquant.backends.tvm.sums import RowSums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gnnquant.backends.tvm.context import StoredCodes
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.backends.tvm.values import Rows
+    from gnnquant.integer_graph import Node
+
+    Sink = Callable[[Any, Any], None]
+    """``sink(vector, value)``: takes the sums of a vector of columns."""
+
+
+class QuadSum(RowSums):
+    """Sums where codes lie in planes (``PlaneLayout``).
+
+    A row of at most ``KEPT`` edges keeps its sums in registers until they are floats.
+    """
+
+    def __init__(self, kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> None:
+        assert isinstance(stored.layout, PlaneLayout)
+        self.layout = stored.layout
+        super().__init__(kernel, node, stored, source, slots=self.layout.reach, run=KEPT, dtype="int8")
+        self.head_columns = node.columns // self.heads
+        layout = self.layout
+        self.together = min(kernel.machine.sums // (layout.vectors * layout.planes), layout.units)
+
+    def emit(self) -> Rows:
+        """The float rows."""
+        codes, weights = self.edge_codes, self.edge_codes.weights
+
+        def weigh(r: Any) -> None:
+            first, degree = self._edges(r)
+            codes.select(r)
+            with self.kernel.b.when(degree <= KEPT):
+                if weights is not None:
+                    weights.begin(r, first, degree)
+                codes.whole(first, degree, summed=self.zero2 != 0)
+
+        # of all rows first: processors work ahead on a row that does not wait for what the last one found
+        self.kernel.each_row(weigh)
+        return super().emit()
+
+    def _row(self, r: Any) -> None:
+        first, degree = self._edges(r)
+        self.edge_codes.select(r)
+        self.kernel.b.branch(
+            degree <= KEPT,
+            lambda: self._sum_edges(first, degree, self._finished(r, degree)),
+            lambda: self._any_row(r, first, degree),
+        )
+
+    def _sum_run(self, start: Any, count: Any, add: bool) -> None:
+        kernel, lanes = self.kernel, self.kernel.lanes
+
+        def keep(vector: Any, value: Any) -> None:
+            place = self.narrow + vector * lanes
+            if add:
+                value = value + kernel.load("int32", place, lanes)
+            kernel.save("int32", value, place, lanes)
+
+        self._sum_edges(start, count, keep)
+
+    def _sum_edges(self, start: Any, count: Any, sink: Sink) -> None:
+        """Sums over at most ``KEPT`` edges, whose codes are written."""
+        layout = self.layout
+        passes, rest = divmod(layout.units, self.together)
+
+        def some(index: Any, units: int) -> None:
+            self._pass(start, count, index * self.together, units, sink)
+
+        if self.heads > 1:
+            # which heads a vector has must be known
+            for index in range(passes):
+                some(index, self.together)
+        else:
+            self.kernel.each(passes, lambda index: some(index, self.together))
+        if rest:
+            some(passes, rest)
+
+    def _pass(self, start: Any, count: Any, first: Any, units: int, sink: Sink) -> None:
+        """The columns of ``units`` units from ``first`` on."""
+        kernel, b, layout, lanes = self.kernel, self.kernel.b, self.layout, self.kernel.lanes
+        unit, width = layout.unit, 4 * lanes
+        planes = [
+            (number, plane)
+            for number in range(units)
+            for plane in range(layout.planes)
+            if not isinstance(first, int)
+            or ((first + number) * layout.planes + plane) * unit < layout.columns
+        ]
+        slots = [(number, plane, v) for number, plane in planes for v in range(layout.vectors)]
+
+        def vector(number: int, plane: int, v: int) -> Any:
+            return ((first + number) * layout.planes + plane) * layout.vectors + v
+
+        sums = b.registers(len(slots), "int32", lanes)
+        for slot in range(len(slots)):
+            b.store(sums, splat(const(0), lanes), slot)
+
+        def add(quad: Any) -> None:
+            # edges behind the last one weigh 0; index arrays are padded
+            edge = b.let(start + 4 * quad)
+            nodes = [b.let(self.indices[edge + i]) for i in range(4)]
+            for i in range(4):
+                ahead = b.let(self.indices[edge + (AHEAD + i)])
+                for line in range(0, units * unit, LINE):
+                    b.prefetch(self.codes[ahead, first * unit + line])
+            weights = self._weights(quad, count)
+            for number in range(units):
+                place = span((first + number) * unit, unit)
+                rows = [b.let(self.codes[node, place]) for node in nodes]
+                quads = quads_of(rows, unit, lanes, lambda parts, order: b.let(shuffle(parts, order)))
+                for slot, (number_, plane, v) in enumerate(slots):
+                    if number_ == number:
+                        codes = plane_of(quads[v], layout, plane, width)
+                        weight = weights(vector(number, plane, v))
+                        b.store(sums, dot_quads(kernel.machine, sums[slot], codes, weight), slot)
+
+        # fewer different numbers of turns are easier to foresee
+        with b.loop((count + (4 * BEHIND - 1)) // (4 * BEHIND)) as turn:
+            for i in range(BEHIND):
+                add(turn * BEHIND + i)
+        for slot, (number, plane, v) in enumerate(slots):
+            sink(vector(number, plane, v), sums[slot])
+
+    def _pattern(self, vector: int) -> tuple[int, ...]:
+        """The head of each column of a vector; of what is beyond the last column, any."""
+        lanes, last = self.kernel.lanes, self.heads - 1
+        return tuple(min((vector * lanes + lane) // self.head_columns, last) for lane in range(lanes))
+
+    def _weights(self, quad: Any, count: Any) -> Callable[[Any], Any]:
+        """The weights of four edges, for the columns of a vector."""
+        kernel, b, lanes = self.kernel, self.kernel.b, self.kernel.lanes
+        width = 4 * lanes
+        if self.heads == 1:
+            four = splat(self.edge_codes.several(quad, count, 4), lanes)
+            one = b.let(reinterpret(four, "int8", width))
+            return lambda _: one
+        place = self.edge_codes.place + quad * (4 * self.heads)
+        data = b.let(kernel.load("uint8", place, width))
+        known: dict[tuple[int, ...], Any] = {}
+
+        def of(vector: int) -> Any:
+            pattern = self._pattern(vector)
+            if pattern not in known:
+                order = [edge * self.heads + head for head in pattern for edge in range(4)]
+                known[pattern] = b.let(reinterpret(shuffle([data], order), "int8", width))
+            return known[pattern]
+
+        return of
+
+    def _finished(self, r: Any, degree: Any) -> Sink:
+        """Takes sums and saves the floats that they stand for."""
+        kernel, lanes, codes = self.kernel, self.kernel.lanes, self.edge_codes
+
+        def by_column(dtype: str, place: Any, vector: Any) -> Any:
+            if self.heads == 1:
+                return splat(kernel.load(dtype, place), lanes)
+            pattern = self._pattern(vector)
+            start = min(pattern[0], self.heads - 1)
+            return shuffle([kernel.load(dtype, place + start, lanes)], [head - start for head in pattern])
+
+        def finish(vector: Any, value: Any) -> None:
+            value = value + value
+            if self.zero2:
+                total = by_column("int32", codes.totals, vector)
+                value = value - total * splat(const(self.zero2), lanes)
+            y = self._scaled(
+                cast(value, "float32", lanes), by_column("float32", codes.unit, vector), degree, lanes
+            )
+            self.save(r, vector * lanes, y, lanes)
+
+        return finish
+
+    def _finish(self, r: Any, degree: Any) -> None:
+        kernel, lanes, codes = self.kernel, self.kernel.lanes, self.edge_codes
+        kernel.each(
+            self.heads,
+            lambda h: kernel.save(
+                "int32", cast(kernel.load("int64", codes.sums + h), "int32"), codes.totals + h
+            ),
+        )
+        finish = self._finished(r, degree)
+        for vector in range(-(-self.node.columns // lanes)):
+            finish(vector, kernel.load("int32", self.narrow + vector * lanes, lanes))
+
+    def _finish_wide(self, r: Any, degree: Any) -> None:
+        with self.kernel.b.loop(self.node.columns) as c:
+            self.save(r, c, self._wide_sum(c, c // self.head_columns, degree), 1)
