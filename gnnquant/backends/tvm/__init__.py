@@ -65,6 +65,7 @@ def build(
     """
     from gnnquant.backends.tvm import compile as compiler
     from gnnquant.backends.tvm import targets
+    from gnnquant.backends.tvm.codes import recomputed_norms
     from gnnquant.backends.tvm.context import INPUT_ALIGNMENT, Context
     from gnnquant.backends.tvm.prepare import KERNELS
     from gnnquant.backends.tvm.recompute import recomputed
@@ -77,6 +78,7 @@ def build(
     machine, needs = targets.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
+    context.recomputed = recomputed_norms(context)
     kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
     calls: list[Call] = []
@@ -147,7 +149,8 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
         if stage.family.kind == EDGE_VALUES:
             if any(node.op == "gcn_norm" for node in stage.nodes):
                 kernels.append(RootKernel(context, stage, f"k{number}_roots"))
-            kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
+            if any(node.name not in context.recomputed for node in stage.nodes):
+                kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
         else:
             inside = {node.name for node in stage.nodes}
             own = [

@@ -27,7 +27,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
 )
 from gnnquant.backends.tvm.gemm import dot_bytes, dot_words
-from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, interleaved, vector_lanes
+from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, divisor, interleaved, vector_lanes
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.quads import QuadSum
 from gnnquant.backends.tvm.segments import STARTS, combine
@@ -109,7 +109,7 @@ class _WeightedSum(RowSums):
     def _run_bytes(self, start: Any, count: Any, add: bool) -> None:
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         groups = self.layout.groups
-        together = _divisor(groups, 8)
+        together = divisor(groups, 8)
         pairs = lanes == kernel.lanes and kernel.machine.words
 
         def block(index: Any) -> None:
@@ -141,7 +141,7 @@ class _WeightedSum(RowSums):
         """Bytes of two edges at a time: interleaved, then widened, so that one product adds both."""
         kernel, b, lanes = self.kernel, self.kernel.b, self.layout.lanes
         width = 4 * lanes
-        steps = _divisor(self.layout.groups // 4, 2)
+        steps = divisor(self.layout.groups // 4, 2)
         orders = interleaved(width, 16)
         zero = splat(const(0, "uint8"), width)
 
@@ -323,14 +323,10 @@ def _in_order(values: list[Any], lanes: int) -> list[Any]:
     return out
 
 
-def _divisor(value: int, most: int) -> int:
-    """The largest divisor of ``value`` that is at most ``most``."""
-    return next(d for d in range(most, 0, -1) if value % d == 0)
-
-
 def _extreme_code(kernel: RowKernel, node: Node, stored: StoredCodes, source: Node) -> Rows:
     """``spmm`` with reduce "max" or "min"."""
     b, layout = kernel.b, stored.layout
+    assert isinstance(layout, CodeLayout)
     graph = node.attrs["graph"]
     indptr = kernel.graph_buffer(graph, "indptr")
     indices = kernel.graph_buffer(graph, "src")
@@ -429,13 +425,13 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
         lanes = kernel.lanes
         if heads == 1 and (x.padded or node.columns % lanes == 0):
             count = -(-node.columns // lanes)
-            vectors = _divisor(count, 8)
+            vectors = divisor(count, 8)
             kernel.each(count // vectors, lambda i: block(i * (vectors * lanes), lanes, vectors))
         elif heads == 1:
             kernel.columns(node.columns, False, lambda j, width: block(j, width, 1))
         else:
             lanes = vector_lanes(head_columns, lanes)
-            vectors = _divisor(node.columns // lanes, 8)
+            vectors = divisor(node.columns // lanes, 8)
             width = vectors * lanes
             kernel.each(node.columns // width, lambda i: block(i * width, lanes, vectors))
 

@@ -30,13 +30,14 @@ from gnnquant.backends.tvm.emit import (
     vector_type,
 )
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
-from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.partition import gathered, resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gnnquant.backends.tvm.context import Context
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.integer_graph import Node
 
@@ -55,7 +56,7 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
     by_row = attrs["granularity"] == "row"
     x = kernel.broadcast(node.inputs[0], node.shape)
     x = kernel.solid(x) if by_row else x
-    stride = round_up(max(_layout(kernel, node).reach, x.columns) + 64, 64)
+    stride = round_up(max(_layout(kernel.context, node).reach, x.columns) + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
     read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
     codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
@@ -122,17 +123,30 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
 
 def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
     """Write codes for later kernels."""
-    layout = _layout(kernel, node)
+    layout = _layout(kernel.context, node)
     name = kernel.context.add(f"codes.{node.name}", "uint8", (node.rows, layout.row_bytes), "workspace")
     scale = ""
     if not q.fixed:
         scale = _watch(kernel, node)
     kernel.context.stored[node.name] = StoredCodes(name, layout, scale)
     buffer = kernel.buffer(name)
+    norms = [
+        norm
+        for user in kernel.context.graph.nodes
+        if user.op == "spmm"
+        and resolve(kernel.context.graph, user.inputs[0]) == node.name
+        and (norm := norm_by_roots(kernel.context, user)) is not None
+    ]
 
     def row(r: Any) -> None:
         if scale:
             kernel.b.store(kernel.buffer(scale), q.scale(r), kernel.base + r)
+        for norm in norms:
+            pair = kernel.buffer(root_pairs(kernel.context, norm, node))
+            kernel.b.store(
+                pair, kernel.buffer(degree_roots(kernel.context, norm))[kernel.base + r], kernel.base + r, 0
+            )
+            kernel.b.store(pair, q.scale(r), kernel.base + r, 1)
         origin = q.start + r * q.stride
 
         def load(column: Any, width: int) -> Any:
@@ -352,18 +366,62 @@ def _watch(kernel: RowKernel, node: Node) -> str:
     return kernel.context.add(f"scale.{node.name}", "float32", (node.rows,), "workspace")
 
 
-def _layout(kernel: RowKernel, node: Node) -> CodeLayout | PlaneLayout:
+def norm_by_roots(context: Context, node: Node) -> Node | None:
+    """The ``gcn_norm`` whose values the op ``spmm`` computes where it reads them.
+
+    Where codes have scales of their own, the root of a source's degree lies beside its scale: one line of the
+    cache holds both, and no value of each edge comes from memory.
+    """
+    graph = context.graph
+    if len(node.inputs) < 2:
+        return None
+    source, norm = (context.nodes[resolve(graph, name)] for name in node.inputs)
+    if norm.op != "gcn_norm" or norm.inputs or float(norm.attrs.get("fill", 1.0)) != 1.0:
+        return None
+    ends = context.graphs[node.attrs["graph"]].inputs[2:4]
+    if source.op != "quantize" or source.attrs["granularity"] != "row" or set(ends) != {source.rows}:
+        return None
+    return norm if isinstance(_layout(context, source), PlaneLayout) else None
+
+
+def recomputed_norms(context: Context) -> set[str]:
+    """The ``gcn_norm`` nodes of which no value is stored."""
+    graph = context.graph
+    found = set()
+    for norm in graph.nodes:
+        if norm.op == "gcn_norm" and all(gathered(graph, name) != norm.name for name in graph.outputs):
+            users = [
+                user
+                for user in graph.nodes
+                if norm.name in (gathered(graph, name) for name in user.inputs)
+                and user.op not in ("reshape", "gather")
+            ]
+            if users and all(user.op == "spmm" and norm_by_roots(context, user) is norm for user in users):
+                found.add(norm.name)
+    return found
+
+
+def degree_roots(context: Context, node: Node) -> str:
+    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node, for the nodes of its graph."""
+    destinations = context.graphs[node.rows].inputs[3]
+    return context.add(f"roots.{node.name}", "float32", (destinations,), "workspace")
+
+
+def root_pairs(context: Context, norm: Node, node: Node) -> str:
+    """The buffer of ``d^-1/2`` and the scale of each row of the codes ``node``."""
+    return context.add(f"pairs.{norm.name}.{node.name}", "float32", (node.rows, 2), "workspace")
+
+
+def _layout(context: Context, node: Node) -> CodeLayout | PlaneLayout:
     """How the codes of ``node`` are stored: as those who sum them over edges read them best."""
-    graph, machine = kernel.context.graph, kernel.machine
+    graph, machine = context.graph, context.machine
     sums = [user for user in graph.nodes if user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name]
-    bits, lanes = node.attrs["bits"], kernel.lanes
+    bits, lanes = node.attrs["bits"], machine.lanes
     heads = {user.attrs["heads"] for user in sums}
     most = max(heads, default=1)
     added = all(user.attrs["reduce"] in ("sum", "mean") for user in sums)
     if added and most <= lanes and machine.by_quads(bits):
-        layout = plane_layout(bits, node.columns, lanes)
-        if layout.vectors * layout.planes <= machine.sums:
-            return layout
+        return plane_layout(bits, node.columns, lanes, machine.sums)
     if any(most % count for count in heads):
         raise fail(node, f"it is aggregated with {sorted(heads)} heads, which do not divide")
     return code_layout(bits, most, node.columns, lanes)

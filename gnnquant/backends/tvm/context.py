@@ -66,6 +66,7 @@ class Context:
         stored: Values in memory by node name.
         weights: Layouts of integer weights in use.
         scratch: Elements of scratch per thread by type.
+        recomputed: Values of edges that are computed where they are read, and stored nowhere.
         nodes: Nodes of the row program by name.
         graphs: Graphs of the index program by name.
     """
@@ -78,6 +79,7 @@ class Context:
     stored: dict[str, StoredRows | StoredCodes] = field(default_factory=dict)
     weights: dict[str, WeightLayout] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
+    recomputed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Look-up tables."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
+from gnnquant.backends.tvm.codes import degree_roots, norm_by_roots, root_pairs
 from gnnquant.backends.tvm.context import StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -97,7 +98,11 @@ class EdgeCodes:
         # one weight for all edges: 127 unless the scale is 0
         self.constant = self.scales is None and len(node.inputs) == 1
         self.indices = kernel.graph_buffer(node.attrs["graph"], "src")
-        self.weights = edge_weights(kernel, node)
+        norm = norm_by_roots(kernel.context, node)
+        self.pairs = None if norm is None else kernel.buffer(root_pairs(kernel.context, norm, source))
+        self.roots = None if norm is None else kernel.buffer(degree_roots(kernel.context, norm))
+        self.weights = edge_weights(kernel, node) if norm is None else None
+        self.root: Any = None
         self.scale: Any = None
         self.first: Any = None
         self.place: Any = None
@@ -123,6 +128,8 @@ class EdgeCodes:
 
     def select(self, r: Any) -> None:
         """Go on with row r of the block."""
+        if self.roots is not None:
+            self.root = self.roots[self.kernel.base + r]
         self.unit, self.totals = self._units.of(r), self._totals.of(r)
         if self._places is not None:
             self.place = self._places.of(r)
@@ -205,12 +212,7 @@ class EdgeCodes:
                 body(more + 1)
 
         def several(index: Any) -> None:
-            edge = b.let(first + index * lanes)
-            scale = self.scale(lanes) if self.scales is None else None
-            if scale is None:
-                # what lies behind the last edge are edges of the next row, or zeros
-                scale = shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
-            value = scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
+            value = self._values(b.let(first + index * lanes), lanes)
             there = span(index * lanes, lanes) < splat(degree, lanes)
             value = b.let(choose(there, value, number(0.0, lanes)))
             kernel.save("float32", value, self.kept + index * lanes, lanes)
@@ -385,8 +387,25 @@ class EdgeCodes:
     def _one(self) -> int:
         return _constant_weight(np.float32(self.source.attrs["scale"]))[0]
 
+    def _values(self, edge: Any, lanes: int) -> Any:
+        """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last edge of those of the next row."""
+        nodes = [self.indices[edge + i] for i in range(lanes)]
+        if self.pairs is not None:
+            pairs = [self.pairs[node, span(0, 2)] for node in nodes]
+            root, scale = (shuffle(pairs, range(part, 2 * lanes, 2)) for part in (0, 1))
+            return product(product(root, splat(self.root, lanes), lanes), scale, lanes)
+        scale = (
+            self.scale(lanes)
+            if self.scales is None
+            else shuffle([self.scales[node] for node in nodes], range(lanes))
+        )
+        return scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
+
     def _value(self, edge: Any, head: Any, lanes: int) -> Any:
         """``a_e * s_j(e)``, rounded once."""
+        if self.pairs is not None:
+            root, scale = (self.pairs[self.indices[edge], part] for part in (0, 1))
+            return product(product(root, self.root, 1), scale, 1)
         scales, indices = self.scales, self.indices
         scale = self.scale(lanes) if scales is None else splat(scales[indices[edge]], lanes)
         if self.weights is None:

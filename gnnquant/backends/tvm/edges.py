@@ -10,6 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm import maths
+from gnnquant.backends.tvm.codes import degree_roots
 from gnnquant.backends.tvm.context import Kernel, StoredRows, fail
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -109,6 +110,8 @@ class EdgeValues:
             indptr = self.kernel.graph_buffer(self.graph, "indptr")
             self.shift = self.b.let(indptr[self.origin()] - begin)
         for node in self.stage.nodes:
+            if node.name in self.kernel.context.recomputed:
+                continue
             if node.op == "segment_softmax":
                 self._segment_softmax(node, i, begin, degree)
                 continue
@@ -306,12 +309,6 @@ class _Running:
             self.kernel.b.store(self.register, value, 0)
         else:
             self.kernel.save("float32", value, self.place + c, lanes)
-
-
-def degree_roots(context: Context, node: Node) -> str:
-    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node, for the nodes of its graph."""
-    destinations = context.graphs[node.rows].inputs[3]
-    return context.add(f"roots.{node.name}", "float32", (destinations,), "workspace")
 
 
 class RootKernel(EdgeKernel):

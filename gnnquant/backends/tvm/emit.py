@@ -52,8 +52,8 @@ class Machine:
 
     @property
     def sums(self) -> int:
-        """Vectors of sums that the registers hold beside what is added to them."""
-        return 8 if self.lanes == 8 else 16
+        """Vectors of sums that registers hold beside what is added to them, measured rather than counted."""
+        return 16 if self.lanes == 4 else 8
 
 
 def const(value: float, dtype: str = "int32") -> Any:

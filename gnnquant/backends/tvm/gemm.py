@@ -29,9 +29,12 @@ from gnnquant.backends.tvm.emit import (
 from gnnquant.backends.tvm.layout import (
     CHUNK,
     WeightLayout,
+    divisor,
     interleaved,
     pack_weight,
     panels,
+    quad_places,
+    quads_of,
     round_up,
 )
 from gnnquant.backends.tvm.values import Codes, Rows
@@ -361,7 +364,9 @@ def _sparse(
 ) -> None:
     """Skip zero codes where most codes of the block are zero, else do all."""
     b = kernel.b
-    dtype = "uint8" if reach else "uint16"
+    # two rows in 16-bit sums take fewer instructions than four in sums of 32 bits
+    together = 2 if reach or not kernel.machine.by_quads(q.bits) else 4
+    dtype = "uint8" if reach or together == 4 else "uint16"
     index = kernel.reserve("uint16", layout.inputs + 16)
     value = kernel.reserve(dtype, layout.inputs + 16)
     parts = -(-layout.inputs // MASKED)
@@ -386,8 +391,12 @@ def _sparse(
     def skip() -> None:
         def row(r: Any) -> None:
             mine = None if masks is None else masks + r * parts
-            pairs = _compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype))
-            _pairs(kernel, layout, name, reach, (index, value, pairs, total + r * stride))
+            count = _compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype), together)
+            places = (index, value, count, total + r * stride)
+            if together == 4:
+                _fours(kernel, layout, name, places)
+            else:
+                _pairs(kernel, layout, name, reach, places)
 
         _each_row(kernel, q, row)
 
@@ -404,9 +413,14 @@ def _ones(mask: Any) -> Any:
 
 
 def _compress(
-    kernel: RowKernel, layout: WeightLayout, start: Any, masks: Any, places: tuple[Any, Any, str]
+    kernel: RowKernel,
+    layout: WeightLayout,
+    start: Any,
+    masks: Any,
+    places: tuple[Any, Any, str],
+    together: int,
 ) -> Any:
-    """Positions and values of the codes that are not 0, padded to a pair; the number of pairs.
+    """Positions and values of the codes that are not 0, in groups, the last one padded; how many groups.
 
     Args:
         kernel: Where.
@@ -414,6 +428,7 @@ def _compress(
         start: Of the codes.
         masks: Of the bits that say which are not 0; None where nobody has found them.
         places: Where positions go, where values go, and the type of these.
+        together: Codes of a group.
     """
     b = kernel.b
     index, value, dtype = places
@@ -443,9 +458,9 @@ def _compress(
             kernel.save("uint16", cast(k, "uint16"), index + place)
             kernel.save(dtype, cast(code, dtype), value + place)
             b.store(found, place + choose(code != const(0, "uint8"), const(1), const(0)), 0)
-    kernel.save("uint16", const(0, "uint16"), index + found[0])
-    kernel.save(dtype, const(0, dtype), value + found[0])
-    return b.let((found[0] + 1) // 2)
+    kernel.save("uint16", splat(const(0, "uint16"), together), index + found[0], together)
+    kernel.save(dtype, splat(const(0, dtype), together), value + found[0], together)
+    return b.let((found[0] + (together - 1)) // together)
 
 
 def _nonzero(kernel: RowKernel, start: Any) -> Any:
@@ -464,6 +479,40 @@ def _nonzero(kernel: RowKernel, start: Any) -> Any:
         bits = shift_left(bits, part, "int64", 1)
         result = bits if result is None else result | bits
     return kernel.b.let(result ^ const(-1, "int64"))
+
+
+def _fours(kernel: RowKernel, layout: WeightLayout, name: str, places: tuple[Any, Any, Any, Any]) -> None:
+    """Sum weight rows times codes, four rows at a time."""
+    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
+    index, value, fours, total = places
+    weights = kernel.buffer(f"unpacked.{name}")
+    width = 4 * lanes
+    steps = divisor(layout.padded // width, machine.sums // 4)
+    order = quad_places(width, lanes)
+
+    def panel(number_: Any) -> None:
+        first = number_ * (steps * width)
+        acc = b.registers(4 * steps, "int32", lanes)
+        for i in range(4 * steps):
+            b.store(acc, splat(const(0), lanes), i)
+        with b.loop(fours) as four:
+            rows = [cast(kernel.load("uint16", index + 4 * four + i), "int32") for i in range(4)]
+            rows = [b.let(row * layout.padded + first) for row in rows]
+            codes = splat(reinterpret(kernel.load("uint8", value + 4 * four, 4), "int32"), lanes)
+            x = b.let(reinterpret(codes, "uint8", width))
+            for step in range(steps):
+                parts = [b.let(weights[span(row + step * width, width)]) for row in rows]
+                quads = quads_of(parts, width, lanes, lambda vectors, lanes_: b.let(shuffle(vectors, lanes_)))
+                for v, quad in enumerate(quads):
+                    b.store(acc, dot_quads(machine, acc[4 * step + v], x, quad), 4 * step + v)
+        for step in range(steps):
+            sums = [b.let(acc[4 * step + v]) for v in range(4)]
+            for part in range(4):
+                columns = [order.index(part * lanes + lane) for lane in range(lanes)]
+                place = total + first + step * width + part * lanes
+                kernel.save("int32", shuffle(sums, columns), place, lanes)
+
+    kernel.each(layout.padded // (steps * width), panel)
 
 
 def _pairs(

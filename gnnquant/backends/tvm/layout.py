@@ -51,6 +51,11 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
+def divisor(value: int, most: int) -> int:
+    """The largest divisor of ``value`` that is at most ``most``."""
+    return next(d for d in range(most, 0, -1) if value % d == 0)
+
+
 def vector_lanes(columns: int, lanes: int) -> int:
     """The most lanes, a power of two up to ``lanes``, of vectors that divide ``columns``."""
     return min(columns & -columns, lanes) if columns else lanes
@@ -189,14 +194,19 @@ class PlaneLayout:
     @property
     def places(self) -> list[int]:
         """The byte of a unit that holds each column of a plane."""
-        rows = [np.arange(row, 4 * self.unit, 4) for row in range(4)]
-        quads = quads_of(rows, self.unit, self.lanes, lambda parts, order: np.concatenate(parts)[order])
-        found: list[int] = (np.concatenate(quads)[::4] // 4).tolist()
-        return found
+        return quad_places(self.unit, self.lanes)
 
 
-def plane_layout(bits: int, columns: int, lanes: int) -> PlaneLayout:
-    """The layout for rows of ``columns`` codes on vectors of ``lanes`` int32.
+def quad_places(unit: int, lanes: int) -> list[int]:
+    """Which byte of the rows each int32 lane of :func:`quads_of` holds."""
+    rows = [np.arange(row, 4 * unit, 4) for row in range(4)]
+    quads = quads_of(rows, unit, lanes, lambda parts, order: np.concatenate(parts)[order])
+    found: list[int] = (np.concatenate(quads)[::4] // 4).tolist()
+    return found
+
+
+def plane_layout(bits: int, columns: int, lanes: int, sums: int) -> PlaneLayout:
+    """The layout for rows of ``columns`` codes on vectors of ``lanes`` int32, ``sums`` of which are at hand.
 
     Codes are stored with more bits than they have where rows do not become longer for it.
     """
@@ -204,8 +214,12 @@ def plane_layout(bits: int, columns: int, lanes: int) -> PlaneLayout:
     for stored in (8, 4, 2):
         if stored >= bits:
             least = -(-columns * stored // 8)
-            units = [size for size in (lanes, 2 * lanes, 4 * lanes) if size >= 16]
-            unit = next((size for size in units if size >= least), 4 * lanes)
+            units = [
+                size
+                for size in (lanes, 2 * lanes, 4 * lanes)
+                if size >= 16 and size * 8 // stored <= sums * lanes
+            ]
+            unit = next((size for size in units if size >= least), units[-1])
             choices.append(PlaneLayout(stored, columns, unit, lanes))
     return min(choices, key=lambda layout: layout.row_bytes)
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     """``sink(vector, value)``: takes the sums of a vector of columns."""
 
 
+NARROW = 4
+"""Most vectors of sums for which edges that may not be there are read."""
+
+
 class QuadSum(RowSums):
     """Sums where codes lie in planes (``PlaneLayout``).
 
@@ -131,10 +135,11 @@ class QuadSum(RowSums):
                         weight = weights(vector(number, plane, v))
                         b.store(sums, dot_quads(kernel.machine, sums[slot], codes, weight), slot)
 
-        # fewer different numbers of turns are easier to foresee
-        with b.loop((count + (4 * BEHIND - 1)) // (4 * BEHIND)) as turn:
-            for i in range(BEHIND):
-                add(turn * BEHIND + i)
+        # of short rows fewer different numbers of turns are easier to foresee
+        quads = BEHIND if len(slots) <= NARROW else 1
+        with b.loop((count + (4 * quads - 1)) // (4 * quads)) as turn:
+            for i in range(quads):
+                add(turn * quads + i)
         for slot, (number, plane, v) in enumerate(slots):
             sink(vector(number, plane, v), sums[slot])
 
