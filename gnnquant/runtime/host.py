@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import struct
 import sys
@@ -56,6 +57,9 @@ _RISCV = {name: name for name in ("m", "a", "f", "d", "c", "v", "zba", "zbb", "z
 FLAGS: dict[str, dict[str, str]] = {"x86_64": _X86, "aarch64": _ARM, "riscv64": _RISCV}
 """By machine: LLVM's name of each instruction-set feature and the kernel's in ``/proc/cpuinfo``."""
 
+TILES = "amx-tile"
+"""Code with this feature keeps data in the tile registers."""
+_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA = 158, 0x1023, 18
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "x86-64": "x86_64"}
 
 
@@ -126,7 +130,29 @@ def _missing_of_processor(target: dict[str, Any]) -> list[str]:
         return []
     known = FLAGS.get(machine, {})
     lacking = [name for name in target["features"] if known.get(name, name) not in have]
+    if not lacking and TILES in target["features"] and not tiles_granted():
+        return ["leave of the kernel to use AMX tiles (arch_prctl ARCH_REQ_XCOMP_PERM)"]
     return [f"the processor features {', '.join(lacking)}"] if lacking else []
+
+
+def lacking_features(features: Iterable[str]) -> list[str]:
+    """Which of these features (LLVM's names), instruction sets all, this machine lacks."""
+    have, known = host_flags(), FLAGS.get(machine_name(platform.machine()), {})
+    if have is None:
+        return []
+    missing = {name for name in features if name in known and known[name] not in have}
+    if TILES in features and TILES not in missing and not tiles_granted():
+        missing |= {name for name in features if name.startswith("amx-")}
+    return sorted(missing)
+
+
+@lru_cache(maxsize=1)
+def tiles_granted() -> bool:
+    """Ask Linux for the tile registers of AMX, which a process has to do once, before it uses them."""
+    system_call = getattr(ctypes.CDLL(None), "syscall", None)
+    if system_call is None or sys.platform != "linux" or machine_name(platform.machine()) != "x86_64":
+        return False
+    return int(system_call(_ARCH_PRCTL, _REQUEST_STATE, _TILE_DATA)) == 0
 
 
 @lru_cache(maxsize=1)

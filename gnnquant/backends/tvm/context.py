@@ -245,6 +245,10 @@ class Kernel:
         size = self.b.size(f"size_{dtype}")
         return self.b.argument(SCRATCH[dtype], (self.context.threads, size), dtype)
 
+    def element(self, dtype: str, index: Any) -> Any:
+        """A scratch element of this thread, to take its address."""
+        return self.scratch(dtype)[self.thread, index]
+
     def load(self, dtype: str, index: Any, lanes: int = 1) -> Any:
         """``lanes`` scratch elements of this thread."""
         return self.scratch(dtype)[self.thread, span(index, lanes)]

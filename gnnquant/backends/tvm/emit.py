@@ -35,6 +35,7 @@ class Machine:
         quads: Name of the sum of an int32 and the products of four unsigned and four signed bytes (vpdpbusd
             of AVX512-VNNI and AVX-VNNI; sdot and usdot of Arm), ``""`` without it.
         quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
+        tiles: Whether there are tile registers and products of bytes on them (AMX-INT8).
     """
 
     lanes: int
@@ -45,6 +46,7 @@ class Machine:
     halves: tuple[str, str] = ("", "")
     quads: str = ""
     quads_limit: int = 0
+    tiles: bool = False
 
     def by_quads(self, bits: int) -> bool:
         """Whether products of four bytes take codes of this width."""
@@ -106,6 +108,11 @@ def reinterpret(value: Any, dtype: str, lanes: int = 1) -> Any:
 def intrinsic(name: str, dtype: str, *arguments: Any) -> Any:
     """A pure LLVM intrinsic."""
     return T.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def effect(name: str, *arguments: Any) -> None:
+    """An LLVM intrinsic that is called for what it does."""
+    T.evaluate(T.call_llvm_intrin("void", name, *arguments))
 
 
 def fence(value: Any, lanes: int) -> Any:

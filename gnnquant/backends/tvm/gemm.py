@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
+from gnnquant.backends.tvm import tiles
 from gnnquant.backends.tvm.codes import clear
 from gnnquant.backends.tvm.context import fail
 from gnnquant.backends.tvm.emit import (
@@ -51,6 +52,8 @@ SPARSE_INPUTS = 64
 """Fewest inputs of a weight for which zero codes are skipped."""
 SPARSE_SHARE = 3
 """Zero codes are skipped where at most one code in this many is not zero."""
+SPARSE_SHARE_OF_TILES = 16
+"""The same where tiles multiply all codes."""
 MASKED = 64
 """Codes whose zeros are found at a time."""
 BATCH = 8
@@ -100,13 +103,14 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         inputs, outputs = weight.shape
         block = lanes if outputs <= lanes else 2 * lanes
         padded = round_up(outputs, 4 * lanes if outputs >= 4 * lanes else block)
-        layout = WeightLayout(inputs, outputs, padded, block, group)
+        depth = tiles.SIDE if context.machine.tiles and group == 4 else 1
+        layout = WeightLayout(inputs, outputs, padded, block, group, depth)
         context.weights[key] = layout
         packed = pack_weight(weight, padded)
         context.constants[f"weight.{name}"] = packed
         context.add(f"weight.{name}", "uint8", packed.shape, "constant")
         unpacked = packed.size * (8 // weight.bits)
-        size = max(unpacked, round_up(inputs, 4) * padded)
+        size = max(unpacked, round_up(layout.rows, 4) * padded)
         context.add(f"unpacked.{name}", "int8", (round_up(size, CHUNK),), "workspace")
         shape = (padded // block, layout.words, block)
         context.add(f"dense{group}.{name}", "int32", shape, "workspace")
@@ -259,6 +263,9 @@ def _dense(
     b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
     group = layout.group
     dense = kernel.buffer(f"dense{group}.{name}")
+    if machine.tiles and group == 4:
+        tiles.tiled_gemm(kernel, q, layout, dense, total, stride)
+        return
     tall = next(rows for rows in (4, 3, 2, 1) if q.size % rows == 0)
     wide = layout.block // lanes
     words = kernel.reserve("uint16", q.size * q.stride) if group == 2 else 0
@@ -401,7 +408,8 @@ def _sparse(
         _each_row(kernel, q, row)
 
     b.branch(
-        found[0] * SPARSE_SHARE <= q.rows * layout.inputs,
+        found[0] * (SPARSE_SHARE_OF_TILES if kernel.machine.tiles else SPARSE_SHARE)
+        <= q.rows * layout.inputs,
         skip,
         lambda: _dense(kernel, q, layout, name, reach, total, stride),
     )

@@ -269,6 +269,7 @@ class WeightLayout:
         padded: Mp.
         block: Columns of a panel.
         group: Consecutive k in a 32-bit word: 4 or 2.
+        depth: Words of a column come in multiples of it; what is behind the last input is undefined.
     """
 
     inputs: int
@@ -276,11 +277,12 @@ class WeightLayout:
     padded: int
     block: int
     group: int
+    depth: int = 1
 
     @property
     def words(self) -> int:
         """Kq: words of a column."""
-        return -(-self.inputs // self.group)
+        return round_up(-(-self.inputs // self.group), self.depth)
 
     @property
     def rows(self) -> int:

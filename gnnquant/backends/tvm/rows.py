@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm import codes, maths, segments, shapes
+from gnnquant.backends.tvm import codes, maths, segments, shapes, tiles
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import AHEAD, LINE, Kernel, StoredRows, fail
 from gnnquant.backends.tvm.edges import EdgeValues
@@ -71,11 +71,12 @@ class RowKernel(Kernel):
         self.stage = stage
         self.kind, _, self.space = stage.family
         ops = {node.op for node in stage.nodes}
+        self._tiled = context.machine.tiles and "gemm" in ops
         self.block = 1
         if "float_gemm" in ops:
             self.block = FLOAT_BLOCK
         elif ops & {"gemm", "log_softmax", "spmm"} or any(map(self._sums_columns, stage.nodes)):
-            self.block = INTEGER_BLOCK
+            self.block = tiles.TALL * tiles.SIDE if self._tiled else INTEGER_BLOCK
         self.base: Any = None
         self.rows: Any = None
         self.last: Any = None
@@ -111,6 +112,8 @@ class RowKernel(Kernel):
             self.thread = thread
             first, stop = self._share(thread)
             self.first = first
+            if self._tiled:
+                tiles.begin(self)
             for node in reductions:
                 segments.start(self, node)
             blocks = (stop - first + (self.block - 1)) // self.block
@@ -125,6 +128,8 @@ class RowKernel(Kernel):
                     self._output(position, name)
             for node in reductions:
                 segments.finish(self, node)
+            if self._tiled:
+                tiles.end()
 
     @property
     def _threads(self) -> int:

@@ -11,7 +11,7 @@ from tvm.target import Target, codegen
 
 from gnnquant.backends.tvm.emit import Machine
 from gnnquant.errors import BackendError
-from gnnquant.runtime.host import machine_name, requirements
+from gnnquant.runtime.host import lacking_features, machine_name, requirements
 
 NATIVE = ("native", "llvm")
 """Names of this machine; the second one is TVM's own."""
@@ -59,6 +59,10 @@ def resolve_target(target: Any) -> dict[str, Any]:
         raise BackendError(f"tvm backend: target kind {resolved.get('kind')!r} is not 'llvm'")
     if "mcpu" not in resolved and "mtriple" not in resolved:
         resolved["mcpu"] = str(codegen.llvm_get_system_cpu())
+        # a processor's name promises more than a virtual machine shows, or its kernel lets a process use
+        missing = lacking_features(codegen.llvm_get_cpu_features(Target(resolved)))
+        if missing:
+            resolved["mattr"] = [*resolved.get("mattr", []), *(f"-{name}" for name in missing)]
     # level 3 unrolls loops that are short already: larger, and no faster
     resolved.setdefault("opt-level", 2)
     linker(triple_of(resolved))
@@ -163,7 +167,8 @@ def _x86(available: set[str]) -> Machine:
     if available >= AVX512:
         quads = "llvm.x86.avx512.vpdpbusd.512" if "avx512vnni" in available else ""
         words, pairs = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512"
-        return Machine(16, words, pairs, quads=quads, quads_limit=255)
+        tiles = {"amx-tile", "amx-int8"} <= available
+        return Machine(16, words, pairs, quads=quads, quads_limit=255, tiles=tiles)
     if "avx2" in available:
         return Machine(
             8,

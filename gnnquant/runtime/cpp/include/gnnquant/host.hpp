@@ -9,6 +9,11 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "gnnquant/json.hpp"
 
 namespace gnnquant::detail {
@@ -103,7 +108,16 @@ inline std::string missing_requirements(const Json& target) {
     const std::string& name = renamed == kernel_names().end() ? feature.string() : renamed->second;
     if (!have.empty() && !have.count(name)) lacking += (lacking.empty() ? "" : ", ") + feature.string();
   }
-  return lacking.empty() ? "" : "the processor features " + lacking;
+  if (!lacking.empty()) return "the processor features " + lacking;
+#if defined(__x86_64__) && defined(__linux__)
+  for (const Json& feature : target["features"].array()) {
+    // a process asks for the tile registers of AMX before it uses them: ARCH_REQ_XCOMP_PERM
+    if (feature.string() == "amx-tile" && syscall(SYS_arch_prctl, 0x1023, 18) != 0) {
+      return "leave of the kernel to use AMX tiles (arch_prctl ARCH_REQ_XCOMP_PERM)";
+    }
+  }
+#endif
+  return "";
 }
 
 }  // namespace gnnquant::detail
