@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +22,6 @@ from gnnquant.passes.lowering import lower
 from tests import zoo
 from tests.backends.onnx.helpers import exported
 from tests.parity import converted
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +194,23 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert line.startswith(f"{out}: ")
     assert "4 bits, opset 21, compared with the reference: onnxruntime" in line
     onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("absent/q.onnx", "No such file"), ("", "Is a directory"), (os.devnull, "")]
+)
+def test_command_line_where_no_file_can_be(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that has the name as it was given; a device stays one."""
+    torch.save(converted("gcn", 8), tmp_path / "q.pt")
+    assert cli.main(["export", str(tmp_path / "q.pt"), name]) == (1 if message else 0)
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert err.count("\n") == (1 if message else 0)
+    assert (name or ".") in err or not message
+    assert Path(os.devnull).is_char_device()
 
 
 @pytest.mark.parametrize(
