@@ -12,13 +12,17 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import Tensor, nn
+from torch_geometric import nn as gnn
 
 import gnnquant
 from gnnquant import cli
 from gnnquant.backends.onnx import check
+from gnnquant.backends.onnx.emit import emit_model
 from gnnquant.backends.onnx.state import State
 from gnnquant.errors import BackendError, InputError
 from gnnquant.passes.lowering import lower
+from gnnquant.quantizers.calibration import calibrate
 from tests import zoo
 from tests.backends.onnx.helpers import exported
 from tests.parity import converted
@@ -60,6 +64,48 @@ def test_names_are_those_of_the_users_modules(file: onnx.ModelProto) -> None:
     assert {"conv1/lin/MatMul", "conv1/message/QuantizeLinear", "conv2/lin/DequantizeLinear"} <= names
     weights = {tensor.name for tensor in file.graph.initializer}
     assert {"conv1.lin.weight", "conv2.lin.weight"} <= weights
+
+
+class Block(nn.Module):
+    """A graph layer, a norm and an activation, each a module of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = gnn.GATConv(inputs, outputs, heads=2, concat=False)
+        self.norm = nn.BatchNorm1d(outputs)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x, edge_index)))
+
+
+class Nested(nn.Module):
+    """Blocks in a list, groups of nodes, and a head of several layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(zoo.FEATURES, 6), Block(6, 6)])
+        self.head = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, zoo.CLASSES))
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, edge_index)
+        return self.head(gnn.global_mean_pool(x, batch))
+
+
+def test_nodes_and_dimensions_of_nested_modules_have_names() -> None:
+    graph = zoo.random_graph()
+    example = (graph.x, graph.edge_index, graph.batch)
+    q = calibrate(gnnquant.convert(Nested().eval(), example, bits=4), [example])
+    model = emit_model(lower(q), 25, {})
+    names = {node.name for node in model.graph.node}
+    for layer in ("conv/lin/MatMul", "conv/segment_softmax", "norm/mul", "act/relu"):
+        assert {name.split("/")[1] for name in names if f"/{layer}" in name} == {"0", "1"}, layer
+    assert {"head/0/MatMul", "head/0/Add", "head/2/MatMul", "head/2/Add"} <= names
+    assert any(name.startswith("head/1/") for name in names)
+    dims = [dim for info in model.graph.value_info for dim in info.type.tensor_type.shape.dim]
+    assert all(dim.HasField("dim_value") or dim.dim_param for dim in dims)
+    assert not [dim.dim_param for dim in dims if dim.dim_param.startswith("unk")]
 
 
 @pytest.mark.parametrize(

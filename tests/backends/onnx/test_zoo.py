@@ -41,7 +41,7 @@ def test_exported_equals_reference(name: str, bits: int) -> None:
     _, ours = exported(name, bits, 25)
     theirs = reference(name, bits)
     arguments = [(graph.x, graph.edge_index) for graph in random_graphs()]
-    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments])
+    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments], bits)
 
 
 @pytest.mark.parametrize(("bits", "opset"), [(8, 18), (4, 21), (2, 21), (4, 24)])
@@ -50,7 +50,7 @@ def test_older_operator_sets_compute_the_same(name: str, bits: int, opset: int) 
     _, ours = exported(name, bits, opset)
     theirs = reference(name, bits)
     arguments = [(graph.x, graph.edge_index) for graph in random_graphs()]
-    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments])
+    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments], bits)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("residual_gcn", "smp")])
@@ -85,7 +85,7 @@ def test_scales_per_tensor(name: str, bits: int, opset: int) -> None:
     lowered = lower(per_tensor(name, bits))
     ours, theirs = session(lowered, opset), interpreted(lowered)
     arguments = [(graph.x, graph.edge_index) for graph in random_graphs()]
-    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments])
+    assert_same_classes([(ours(*args), theirs(*args)) for args in arguments], bits)
 
 
 def test_large_codes_do_not_saturate() -> None:
