@@ -41,5 +41,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
+        if error.errno is None:
+            raise
         # The name of the unfinished file would say nothing to who asked for another one.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error

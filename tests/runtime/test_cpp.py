@@ -421,7 +421,7 @@ def test_code_for_another_machine_is_refused(library: bytes, driver: native.Driv
         other = dataclasses.replace(payload, metadata={**payload.metadata, "target": target})
         return refusal(to_bytes(other), driver, tmp_path)
 
-    assert f"needs a s390x processor (this machine is {native.HERE})" in said(machine="s390x")
+    assert f"needs the architecture s390x (this machine is {native.HERE})" in said(machine="s390x")
     assert "needs windows (this machine runs linux)" in said(system="windows")
     assert "needs the processor features teleport" in said(features=["teleport"])
 

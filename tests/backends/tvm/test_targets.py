@@ -160,7 +160,7 @@ def test_code_for_another_machine_says_so(name: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(host, "host_flags", lambda: frozenset({"fpu"}))
         needed = "processor features .*ssse3"
     else:
-        needed = f"a {name} processor \\(this machine is {HERE}\\)"
+        needed = f"the architecture {name} \\(this machine is {HERE}\\)"
     with pytest.raises(ArtifactError, match=f"compiled for another machine: it needs .*{needed}"):
         load_bytes(to_bytes(payload))
     model = model_from_payload(payload)
