@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
+from gnnquant.backends.onnx.containers import TYPED_OPSET
 from gnnquant.integer_graph import ONE
 
 if TYPE_CHECKING:
@@ -207,12 +208,26 @@ class State:
         quotient = self.to.op("Div", self.to.scalar(numerator), value)
         return self.to.op("Where", positive, quotient, self.to.scalar(0.0))
 
+    def zero_point(self, kind: int, value: int = 0, count: int = 0) -> str:
+        """A zero point [] or [count] of a type, which also says what type is quantized to."""
+        shape = [count] if count else []
+        # Types of less than a byte only have the zero point 0, one of them: a byte of padding.
+        size = max(count, 1)
+        name = f"zero_point/{helper.tensor_dtype_to_string(kind).partition('.')[2]}/{value}"
+        return self.to.packed(f"{name}[{count}]" if count else name, kind, shape, bytes([value]) * size)
+
+    def dequantize(self, codes: str, scale: str, container: Container, zero_point: str = "") -> str:
+        """Stored codes times ``scale`` [], float32."""
+        if not zero_point and self.to.opset < TYPED_OPSET:
+            zero_point = self.zero_point(container.kind)
+        return self.to.op("DequantizeLinear", codes, scale, *([zero_point] if zero_point else []))
+
     def real(self, value: Codes) -> str:
         """What codes stand for, float32 [R, *shape]."""
         key = ("real", value.integers)
         if key not in self._cache:
             if value.codes:
-                made = self.to.op("DequantizeLinear", value.codes, value.scale)
+                made = self.dequantize(value.codes, value.scale, value.container)
             else:
                 made = self.to.op("Mul", value.integers, value.scale)
             self._cache[key] = made
