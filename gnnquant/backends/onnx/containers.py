@@ -29,10 +29,6 @@ FIRST_OPSET = 18
 """The first operator set with everything that a model needs: reductions of scatters."""
 WEIGHT_OPSETS = {8: 18, 4: 21, 2: 21}
 """By width the first operator set with a packed type for weights: INT4."""
-TYPED_OPSET = 21
-"""The first operator set whose ``QuantizeLinear`` may name its type. ONNX Runtime repeats quantization behind a
-``Reshape``: before this set it takes UINT8 for INT8 where ``DequantizeLinear`` has no zero point, from it on it
-fails where there is one."""
 PACKED_OPSET = 25
 """The first operator set with INT2 and UINT2, and the first for which computed values are packed."""
 PACKED_RUNTIME = (1, 32)

@@ -87,7 +87,7 @@ def _output(
     assert isinstance(value, str)
     squeezed = _is_squeezed(state.graph.result, position)
     if squeezed:
-        value = state.to.op("Squeeze", value, state.to.integers([0]), name=f"{name}/Squeeze")
+        value = state.with_shape("Squeeze", value, state.to.integers([0]), name=f"{name}/Squeeze")
     state.to.output(value, name)
     return _float_info(name, [] if squeezed else [labels.of(node.rows)], node.shape)
 

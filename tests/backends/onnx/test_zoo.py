@@ -68,7 +68,7 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
 @pytest.mark.parametrize("opset", range(18, 26))
 def test_reshaped_codes_keep_their_sign(opset: int, granularity: str) -> None:
-    """ONNX Runtime moves quantization past a reshape, and below opset 21 only a zero point tells the type."""
+    """ONNX Runtime would repeat quantization behind the reshape, and take UINT8 for INT8."""
     torch.manual_seed(0)
     graph = zoo.random_graph(60, 300, seed=5)
     example = (graph.x, graph.edge_index)
