@@ -206,6 +206,8 @@ def test_a_wrong_example_is_an_input_error(tmp_path: Path) -> None:
     graph = zoo.random_graph()
     with pytest.raises(InputError, match="edge_index"):
         gnnquant.export_onnx(converted("gcn", 8), tmp_path / "m.onnx", (graph.x, graph.edge_index.float()))
+    with pytest.raises(InputError, match=r"must be a tuple of positional arguments or a dict .*, not list"):
+        gnnquant.export_onnx(converted("gcn", 8), tmp_path / "m.onnx", [graph.x])  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
