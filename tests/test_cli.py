@@ -116,7 +116,7 @@ def test_info_describes_code_for_another_machine(tmp_path: Path, capsys: pytest.
     write_artifact(tmp_path / "model.gnnq", ArtifactPayload(plan, {}, b"code", {"target": target}))
     assert cli.main(["info", str(tmp_path / "model.gnnq")]) == 0
     said = capsys.readouterr().out
-    assert "cannot run here: it needs a s390x processor" in said
+    assert "cannot run here: it needs the architecture s390x" in said
     assert "mcpu z15" in said
 
 

@@ -63,6 +63,7 @@ def test_it_prints_the_classes(program: Path, tmp_path: Path, capsys: pytest.Cap
     wrong = run(program, tmp_path / "model.gnnq", tmp_path)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert f"classify: edge_index[1, 3] = {len(x)} is not below {len(x)}" in wrong.stderr
+    assert "absent/x.npy cannot be read" in run(program, tmp_path / "model.gnnq", "absent").stderr
     (tmp_path / "model.gnnq").write_bytes(b"GNNQ")
     assert "is truncated" in run(program, tmp_path / "model.gnnq", tmp_path).stderr
 

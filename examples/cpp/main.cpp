@@ -23,6 +23,7 @@ struct Npy {
 
   Npy(const std::string& path, const std::string& type) {
     std::ifstream file(path, std::ios::binary);
+    if (!file) throw gnnquant::InputError(path + " cannot be read");
     char start[10] = {};
     file.read(start, sizeof start);
     if (!file || std::memcmp(start, "\x93NUMPY\x01", 7) != 0) throw gnnquant::InputError(path + " is no .npy file");

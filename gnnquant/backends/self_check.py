@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from gnnquant.runtime.indexing import ARRAY, SIZE, IndexProgram, size_of, tied_i
 from gnnquant.runtime.trees import tree_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,9 +67,18 @@ def calls_of(
 
 
 def as_call(parameters: Sequence[Parameter], example: tuple[Any, ...] | Mapping[str, Any]) -> Call:
-    """Arguments by position and by name from an example: a tuple, or values by parameter."""
+    """Arguments by position and by name from an example: a tuple, or values by parameter.
+
+    Raises:
+        InputError: It is something else.
+    """
     if isinstance(example, tuple):
         return example, {}
+    if not isinstance(example, Mapping):
+        raise InputError(
+            "example_inputs must be a tuple of positional arguments or a dict by parameter name, "
+            f"not {type(example).__name__}"
+        )
     kinds = {item.name: item.kind for item in parameters}
     args: list[Any] = []
     named: dict[str, Any] = {}

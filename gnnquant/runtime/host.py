@@ -116,7 +116,7 @@ def missing_requirements(target: dict[str, Any]) -> list[str]:
 def _missing_of_processor(target: dict[str, Any]) -> list[str]:
     machine = machine_name(platform.machine())
     if target["machine"] != machine:
-        return [f"a {target['machine']} processor (this machine is {machine})"]
+        return [f"the architecture {target['machine']} (this machine is {machine})"]
     system = {"win32": "windows"}.get(sys.platform, sys.platform)
     if target["system"] not in (system, "unknown"):
         return [f"{target['system']} (this machine runs {system})"]

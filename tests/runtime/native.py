@@ -55,6 +55,12 @@ class Driver:
             raise RuntimeError(results)  # noqa: TRY004 - a message, not a value
         return results
 
+    def workspace_bytes(self, artifact: bytes, plan: Plan, call: Mapping[str, Any], folder: Path) -> int:
+        """Bytes that the kernels of an artifact work in during a call."""
+        assert not isinstance(self.run(artifact, plan, [call], folder)[0], str)
+        (size,) = struct.unpack("<q", (folder / "0.results").read_bytes()[-8:])
+        return int(size)
+
     def run_all(
         self, jobs: Sequence[tuple[bytes, Plan, Sequence[Mapping[str, Any]]]], folder: Path
     ) -> list[list[list[NDArray[np.float32]] | str] | str]:
@@ -131,6 +137,7 @@ def unpacked_results(data: bytes, calls: int) -> list[list[NDArray[np.float32]] 
             shape = [number() for _ in range(number())]
             outputs.append(np.frombuffer(content(), np.float32).reshape(shape))
         results.append(outputs)
+    number()  # the bytes of the workspace
     assert at == len(data)
     return results
 

@@ -169,7 +169,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("machine", "riscv64", "needs a riscv64 processor"),
+            ("machine", "riscv64", "needs the architecture riscv64"),
             ("system", "plan9", "needs plan9"),
             ("pointer_bits", 32, "needs a 32-bit process"),
             ("byte_order", "big", "needs big-endian memory"),

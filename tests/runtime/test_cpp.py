@@ -15,7 +15,7 @@ import gnnquant
 from gnnquant.errors import ArtifactError, InputError
 from gnnquant.integer_graph import IndexNode, IntegerGraph, Node, Parameter
 from gnnquant.quantizers.calibration import calibrate
-from gnnquant.runtime import host
+from gnnquant.runtime import host, memory
 from gnnquant.runtime.artifact import ArtifactPayload, from_bytes, model_from_payload, to_bytes
 from gnnquant.runtime.indexing import SIZE, IndexProgram
 from gnnquant.runtime.plan import Plan
@@ -105,6 +105,22 @@ def test_batches_of_graphs(driver: native.Driver, tmp_path: Path) -> None:
     )
     call = {"x": graph.x.numpy(), "edge_index": graph.edge_index.numpy(), "batch": batch.numpy()}
     check_same(stored(gnnquant.compile(q, threads=1)), [call], driver, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smp", "appnp"])
+def test_buffers_share_memory_as_in_python(name: str, driver: native.Driver, tmp_path: Path) -> None:
+    """The steps of a propagation take turns in two."""
+    payload = stored(gnnquant.compile(converted(name, 4), threads=1))
+    graph = zoo.random_graph(300, 900)
+    call = {"x": graph.x.numpy(), "edge_index": graph.edge_index.numpy()}
+    ours = model_from_payload(payload)
+    ours(**call)
+    (workspace,) = ours._executor._free  # type: ignore[attr-defined]
+    size = driver.workspace_bytes(to_bytes(payload), payload.plan, call, tmp_path)
+    assert size == workspace._arena.size
+    apart = sum(memory.round_up(array.nbytes) for array in workspace.arrays.values())
+    assert size < apart
+    check_same(payload, [call], driver, tmp_path)
 
 
 # ---------------------------------------------------------------- the index program
@@ -405,7 +421,7 @@ def test_code_for_another_machine_is_refused(library: bytes, driver: native.Driv
         other = dataclasses.replace(payload, metadata={**payload.metadata, "target": target})
         return refusal(to_bytes(other), driver, tmp_path)
 
-    assert f"needs a s390x processor (this machine is {native.HERE})" in said(machine="s390x")
+    assert f"needs the architecture s390x (this machine is {native.HERE})" in said(machine="s390x")
     assert "needs windows (this machine runs linux)" in said(system="windows")
     assert "needs the processor features teleport" in said(features=["teleport"])
 

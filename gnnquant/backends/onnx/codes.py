@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import helper
 
 from gnnquant.backends.onnx.containers import value_container, weight_container
 from gnnquant.backends.onnx.state import Codes, float32
@@ -55,15 +54,6 @@ def _row_scale(state: State, node: Node, x: str) -> str:
     return to.op("Mul", magnitude, to.scalar(node.attrs["factor"]))
 
 
-def _zero_point(state: State, kind: int, value: int = 0, count: int = 0) -> str:
-    """A zero point [] or [count] of a type, which also says what type is quantized to."""
-    shape = [count] if count else []
-    # Types of less than a byte only have the zero point 0, one of them: a byte of padding.
-    size = max(count, 1)
-    name = f"zero_point/{helper.tensor_dtype_to_string(kind).partition('.')[2]}/{value}"
-    return state.to.packed(f"{name}[{count}]" if count else name, kind, shape, bytes([value]) * size)
-
-
 def _store(state: State, t: str, container: Container, scale: float = 1.0) -> str:
     """``t`` rounded to whole multiples of ``scale`` and stored."""
     to = state.to
@@ -72,14 +62,13 @@ def _store(state: State, t: str, container: Container, scale: float = 1.0) -> st
     if container.clips:  # not Clip: ONNX Runtime cannot fold it into a QuantizeLinear to INT4, and fails
         t = to.op("Max", t, to.scalar(container.low * scale))
         t = to.op("Min", t, to.scalar(container.high * scale))
-    return to.op("QuantizeLinear", t, to.scalar(scale), _zero_point(state, container.kind))
+    return to.op("QuantizeLinear", t, to.scalar(scale), state.zero_point(container.kind))
 
 
 def _integers(state: State, codes: str, container: Container, zero_point: str = "") -> str:
     """What stored codes stand for in units of their scale."""
     to = state.to
-    operands = [codes, to.scalar(1.0), *([zero_point] if zero_point else [])]
-    value = to.op("DequantizeLinear", *operands)
+    value = state.dequantize(codes, to.scalar(1.0), container, zero_point)
     return to.op("Add", value, to.scalar(0.5)) if container.half else value
 
 
@@ -98,10 +87,10 @@ def _gemm(state: State, node: Node, q: Codes) -> str:
     if q.codes and not container.half:
         operands = [stored, scale]
         if zero:
-            operands.append(_zero_point(state, container.kind, zero, outputs))
+            operands.append(state.zero_point(container.kind, zero, outputs))
         real = to.op("DequantizeLinear", *operands, axis=1)
         return _shaped(state, node, to.op("MatMul", _last(state, state.real(q), q, inputs), real), outputs)
-    zero_point = _zero_point(state, container.kind, zero) if zero else ""
+    zero_point = state.zero_point(container.kind, zero) if zero else ""
     whole = _integers(state, stored, container, zero_point)
     total = to.op("MatMul", _last(state, q.integers, q, inputs), whole)
     rank = _inner_rank(node, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto, checker, helper, shape_inference
@@ -13,7 +14,7 @@ from gnnquant.backends.onnx.codes import CODES
 from gnnquant.backends.onnx.edges import EDGES
 from gnnquant.backends.onnx.elementwise import ELEMENTWISE
 from gnnquant.backends.onnx.index import emit_index
-from gnnquant.backends.onnx.naming import Labels, output_names, scope_of
+from gnnquant.backends.onnx.naming import Labels, output_names, scopes_of
 from gnnquant.backends.onnx.rows import ROWS
 from gnnquant.backends.onnx.state import Codes, State
 from gnnquant.errors import BackendError
@@ -47,7 +48,8 @@ def emit_model(graph: IntegerGraph, opset: int, metadata: Mapping[str, Any]) -> 
     state.to.reserve([*inputs.values(), *names])
     for item in graph.index:
         emit_index(state, item)
-    values = _emit_rows(state)
+    scopes = scopes_of(graph)
+    values = _emit_rows(state, scopes)
     outputs = [_output(state, values, labels, position, name) for position, name in enumerate(names)]
     nodes, initializers = state.to.pruned(names)
     proto = helper.make_graph(
@@ -57,7 +59,9 @@ def emit_model(graph: IntegerGraph, opset: int, metadata: Mapping[str, Any]) -> 
         outputs,
         initializers,
         doc_string="Row spaces are named dimensions; see docs/onnx.md of gnnquant.",
-        value_info=_value_infos(state, values, labels, {name for node in nodes for name in node.output}),
+        value_info=_value_infos(
+            state, values, scopes, labels, {name for node in nodes for name in node.output}
+        ),
     )
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
@@ -83,12 +87,12 @@ def _output(
     assert isinstance(value, str)
     squeezed = _is_squeezed(state.graph.result, position)
     if squeezed:
-        value = state.to.op("Squeeze", value, state.to.integers([0]), name=f"{name}/Squeeze")
+        value = state.with_shape("Squeeze", value, state.to.integers([0]), name=f"{name}/Squeeze")
     state.to.output(value, name)
     return _float_info(name, [] if squeezed else [labels.of(node.rows)], node.shape)
 
 
-def _emit_rows(state: State) -> dict[str, str | Codes]:
+def _emit_rows(state: State, scopes: dict[str, str]) -> dict[str, str | Codes]:
     values: dict[str, str | Codes] = {}
     for node in state.graph.nodes:
         emitter = EMITTERS.get(node.op)
@@ -99,7 +103,7 @@ def _emit_rows(state: State) -> dict[str, str | Codes]:
                 "keep this layer out of the exported model"
             )
         state.nodes[node.name] = node
-        state.to.scope = scope_of(node)
+        state.to.scope = scopes[node.name]
         values[node.name] = emitter(state, node, *[values[name] for name in node.inputs])
     return values
 
@@ -142,7 +146,7 @@ def _float_info(name: str, rows: list[int | str], shape: tuple[int, ...]) -> Val
 
 
 def _value_infos(
-    state: State, values: dict[str, str | Codes], labels: Labels, made: set[str]
+    state: State, values: dict[str, str | Codes], scopes: dict[str, str], labels: Labels, made: set[str]
 ) -> list[ValueInfoProto]:
     """Types and shapes of the ends of edges and of the values of the row program, rows by name."""
     infos: dict[str, ValueInfoProto] = {}
@@ -154,7 +158,7 @@ def _value_infos(
         value = values[node.name]
         name = value.integers if isinstance(value, Codes) else value
         # A value that is an operand's, passed on, has the name of its maker.
-        if name in made and name not in infos and name.startswith(scope_of(node)):
+        if name in made and name not in infos and name.startswith(scopes[node.name]):
             infos[name] = _float_info(name, [labels.of(node.rows)], node.shape)
     return list(infos.values())
 
@@ -195,4 +199,14 @@ def _checked(model: ModelProto) -> ModelProto:
         raise BackendError(
             f"the exported model is not valid ONNX, please report the model: {' '.join(str(error).split())}"
         ) from error
+    _name_dimensions(inferred)
     return inferred
+
+
+def _name_dimensions(model: ModelProto) -> None:
+    """Name dimensions to which shape inference gave numbers after the first value that has them."""
+    names: dict[str, str] = {}
+    for info in model.graph.value_info:
+        for dim in info.type.tensor_type.shape.dim:
+            if re.fullmatch(r"unk__\d+", dim.dim_param):
+                dim.dim_param = names.setdefault(dim.dim_param, f"{info.name}_rows")

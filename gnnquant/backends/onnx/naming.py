@@ -16,12 +16,25 @@ if TYPE_CHECKING:
 Source = tuple[str, int]
 
 
-def scope_of(node: Node) -> str:
-    """The path of a node of the row program: its module in the user's model, then its own name.
+def scopes_of(graph: IntegerGraph) -> dict[str, str]:
+    """The path of each node of the row program: its module in the user's model, then its own name.
 
     ``conv1.lin`` from ``conv1:linear`` is ``conv1/lin``, ``conv1`` from ``conv1:propagate`` is
-    ``conv1/propagate``, ``add`` from ``conv1:add`` is ``conv1/add``.
+    ``conv1/propagate``, ``add`` from ``conv1:add`` is ``conv1/add``. The bias of a linear layer stays with
+    its product.
     """
+    products: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op in ("gemm", "float_gemm"):
+            products.setdefault(node.source, []).append(_scope(node))
+    scopes = {}
+    for node in graph.nodes:
+        product = products.get(node.source, [])
+        scopes[node.name] = product[0] if len(product) == 1 else _scope(node)
+    return scopes
+
+
+def _scope(node: Node) -> str:
     module, _, what = node.source.rpartition(":")
     if not module:
         return node.name.replace(".", "/")

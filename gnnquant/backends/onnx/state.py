@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from gnnquant.integer_graph import ONE
 
@@ -85,6 +85,7 @@ class State:
     edges: dict[str, Edges] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     _cache: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _dequantized: dict[str, tuple[str, str, Container]] = field(default_factory=dict)
 
     def array(self, name: str) -> str:
         """An index array, which may be a part of a graph: ``<graph>.src``."""
@@ -122,10 +123,21 @@ class State:
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """``value`` [R, ...] as [R, *shape]."""
         if all(shape):
-            return self.to.op("Reshape", value, self.to.integers([0, *shape]))
+            return self.with_shape("Reshape", value, self.to.integers([0, *shape]))
         rows = self.to.op("Shape", value, start=0, end=1)
         target = self.to.op("Concat", rows, self.to.integers(shape), axis=0)
-        return self.to.op("Reshape", value, target, allowzero=1)
+        return self.with_shape("Reshape", value, target, allowzero=1)
+
+    def with_shape(self, op_type: str, value: str, operand: str, name: str = "", **attrs: Any) -> str:
+        """``value`` after an operator that only changes its shape (``Reshape``, ``Squeeze``).
+
+        Of what is read from codes of 8 bits the codes change their shape: ONNX Runtime would repeat the
+        quantization behind the operator, and take UINT8 for INT8 there.
+        """
+        if value not in self._dequantized:
+            return self.to.op(op_type, value, operand, name=name, **attrs)
+        codes, scale, container = self._dequantized[value]
+        return self.dequantize(self.to.op(op_type, codes, operand, name=name, **attrs), scale, container)
 
     def flat(self, value: str, shape: tuple[int, ...]) -> str:
         """``value`` [R, *shape] as [R, columns]."""
@@ -207,12 +219,27 @@ class State:
         quotient = self.to.op("Div", self.to.scalar(numerator), value)
         return self.to.op("Where", positive, quotient, self.to.scalar(0.0))
 
+    def zero_point(self, kind: int, value: int = 0, count: int = 0) -> str:
+        """A zero point [] or [count] of a type, which also says what type is quantized to."""
+        shape = [count] if count else []
+        # Types of less than a byte only have the zero point 0, one of them: a byte of padding.
+        size = max(count, 1)
+        name = f"zero_point/{helper.tensor_dtype_to_string(kind).partition('.')[2]}/{value}"
+        return self.to.packed(f"{name}[{count}]" if count else name, kind, shape, bytes([value]) * size)
+
+    def dequantize(self, codes: str, scale: str, container: Container, zero_point: str = "") -> str:
+        """Stored codes times ``scale`` [], float32."""
+        made = self.to.op("DequantizeLinear", codes, scale, *([zero_point] if zero_point else []))
+        if container.width == 8 and not zero_point:
+            self._dequantized[made] = codes, scale, container
+        return made
+
     def real(self, value: Codes) -> str:
         """What codes stand for, float32 [R, *shape]."""
         key = ("real", value.integers)
         if key not in self._cache:
             if value.codes:
-                made = self.to.op("DequantizeLinear", value.codes, value.scale)
+                made = self.dequantize(value.codes, value.scale, value.container)
             else:
                 made = self.to.op("Mul", value.integers, value.scale)
             self._cache[key] = made

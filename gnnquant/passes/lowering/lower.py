@@ -18,6 +18,7 @@ from gnnquant.passes.lowering.program import Program
 from gnnquant.passes.lowering.rules import find_function_rule, find_method_rule, find_module_rule
 from gnnquant.passes.lowering.rules.refused import RANDOM_NAMES
 from gnnquant.passes.lowering.values import Adjacency, Index, Rows, Size, depends_on_inputs
+from gnnquant.quantizers.modules import Quantizer
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -45,7 +46,7 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
     environment: dict[fx.Node, Any] = {}
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        program.node = node
+        program.node, program.layer = node, _layer(module, node)
         if node.op == "placeholder":
             environment[node] = inputs[str(node.target)]
         elif node.op == "output":
@@ -62,6 +63,13 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
                 )
             environment[node] = _lower_node(module, program, environment, node)
     raise BackendError("the graph has no output")
+
+
+def _layer(module: TracedModule, node: fx.Node) -> str:
+    """The path of the user's layer that a node is; nothing for what is none, and for quantizers."""
+    if node.op != "call_module" or isinstance(module.get_submodule(str(node.target)), Quantizer):
+        return ""
+    return str(node.target)
 
 
 def _lower_node(

@@ -56,6 +56,8 @@ class Program:
         checks: Nodes of the index program that are checks.
         exact: Whether products with constants keep to the written order (at 32 bits they need not).
         require_ranges: Whether a quantizer without a range is an error.
+        node: The fx node that is being lowered, for messages and for ``Node.source``.
+        layer: The path of the user's layer that it is; nothing where it is a function.
     """
 
     def __init__(self, *, exact: bool = True, require_ranges: bool = True) -> None:
@@ -70,6 +72,7 @@ class Program:
         self.exact = exact
         self.require_ranges = require_ranges
         self.node: fx.Node | None = None
+        self.layer = ""
         self._parents: dict[str, str] = {}
         self._names: set[str] = {ONE}
         self._written: dict[str, str] = {}
@@ -244,6 +247,8 @@ class Program:
         if key not in self._written:
             written = self.unique(name or op)
             source = "" if self.node is None else describe(self.node)
+            if self.node is not None and self.layer:
+                source = f"{self.layer}:{self.node.name}"
             self.nodes[written] = Node(written, op, operands, attrs, row_shape, rows, source)
             self._written[key] = written
         return self._written[key]

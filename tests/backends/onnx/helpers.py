@@ -40,13 +40,19 @@ def exported(name: str, bits: int, opset: int) -> tuple[ModelProto, OnnxSession]
     return model, OnnxSession(graph, model.SerializeToString(), 1)
 
 
-def assert_same_classes(pairs: list[tuple[Any, Any]]) -> None:
-    """Scores of several graphs: the class of 99.9 % of nodes, and the numbers, but for counted roundings."""
+def assert_same_classes(pairs: list[tuple[Any, Any]], bits: int) -> None:
+    """Scores of several graphs: the class of 99.9 % of nodes, all numbers within a step, most of them equal.
+
+    A step is the distance of two codes, if the row of scores were quantized to ``bits``: by that much a code
+    before the last layer may move a score when it rounds the other way.
+    """
     ours, theirs = (np.concatenate([np.asarray(pair[side]) for pair in pairs]) for side in (0, 1))
     assert ours.shape == theirs.shape
     assert (ours.argmax(1) == theirs.argmax(1)).mean() >= 0.999
     close = np.isclose(ours, theirs, 1e-5, 1e-5 * np.abs(theirs).max())
     assert close.mean() >= 0.998
+    step = 2 * np.abs(theirs).max(axis=1, keepdims=True) / (2**bits - 1)
+    assert (np.abs(ours - theirs) <= step + 1e-6).all()
 
 
 def random_graphs() -> list[zoo.Graph]:

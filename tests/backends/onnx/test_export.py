@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import Tensor, nn
+from torch_geometric import nn as gnn
 
 import gnnquant
 from gnnquant import cli
 from gnnquant.backends.onnx import check
+from gnnquant.backends.onnx.emit import emit_model
 from gnnquant.backends.onnx.state import State
 from gnnquant.errors import BackendError, InputError
 from gnnquant.passes.lowering import lower
+from gnnquant.quantizers.calibration import calibrate
 from tests import zoo
 from tests.backends.onnx.helpers import exported
 from tests.parity import converted
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,48 @@ def test_names_are_those_of_the_users_modules(file: onnx.ModelProto) -> None:
     assert {"conv1/lin/MatMul", "conv1/message/QuantizeLinear", "conv2/lin/DequantizeLinear"} <= names
     weights = {tensor.name for tensor in file.graph.initializer}
     assert {"conv1.lin.weight", "conv2.lin.weight"} <= weights
+
+
+class Block(nn.Module):
+    """A graph layer, a norm and an activation, each a module of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = gnn.GATConv(inputs, outputs, heads=2, concat=False)
+        self.norm = nn.BatchNorm1d(outputs)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x, edge_index)))
+
+
+class Nested(nn.Module):
+    """Blocks in a list, groups of nodes, and a head of several layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(zoo.FEATURES, 6), Block(6, 6)])
+        self.head = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, zoo.CLASSES))
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, edge_index)
+        return self.head(gnn.global_mean_pool(x, batch))
+
+
+def test_nodes_and_dimensions_of_nested_modules_have_names() -> None:
+    graph = zoo.random_graph()
+    example = (graph.x, graph.edge_index, graph.batch)
+    q = calibrate(gnnquant.convert(Nested().eval(), example, bits=4), [example])
+    model = emit_model(lower(q), 25, {})
+    names = {node.name for node in model.graph.node}
+    for layer in ("conv/lin/MatMul", "conv/segment_softmax", "norm/mul", "act/relu"):
+        assert {name.split("/")[1] for name in names if f"/{layer}" in name} == {"0", "1"}, layer
+    assert {"head/0/MatMul", "head/0/Add", "head/2/MatMul", "head/2/Add"} <= names
+    assert any(name.startswith("head/1/") for name in names)
+    dims = [dim for info in model.graph.value_info for dim in info.type.tensor_type.shape.dim]
+    assert all(dim.HasField("dim_value") or dim.dim_param for dim in dims)
+    assert not [dim.dim_param for dim in dims if dim.dim_param.startswith("unk")]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +206,8 @@ def test_a_wrong_example_is_an_input_error(tmp_path: Path) -> None:
     graph = zoo.random_graph()
     with pytest.raises(InputError, match="edge_index"):
         gnnquant.export_onnx(converted("gcn", 8), tmp_path / "m.onnx", (graph.x, graph.edge_index.float()))
+    with pytest.raises(InputError, match=r"must be a tuple of positional arguments or a dict .*, not list"):
+        gnnquant.export_onnx(converted("gcn", 8), tmp_path / "m.onnx", [graph.x])  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -195,6 +242,23 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert line.startswith(f"{out}: ")
     assert "4 bits, opset 21, compared with the reference: onnxruntime" in line
     onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("absent/q.onnx", "No such file"), ("", "Is a directory"), (os.devnull, "")]
+)
+def test_command_line_where_no_file_can_be(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that has the name as it was given; a device stays one."""
+    torch.save(converted("gcn", 8), tmp_path / "q.pt")
+    assert cli.main(["export", str(tmp_path / "q.pt"), name]) == (1 if message else 0)
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert err.count("\n") == (1 if message else 0)
+    assert (name or ".") in err or not message
+    assert Path(os.devnull).is_char_device()
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
+import gnnquant
 from gnnquant import BackendError
 from gnnquant.backends.tvm import build, targets
 from gnnquant.errors import ArtifactError
 from gnnquant.runtime import host
 from gnnquant.runtime.artifact import ArtifactPayload, load_bytes, model_from_payload, to_bytes
+from tests import zoo
 from tests.backends.tvm import graphs
+from tests.parity import converted, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +70,23 @@ def test_native_is_this_processor() -> None:
     native = targets.resolve_target("native")
     assert native == targets.resolve_target("llvm") == targets.resolve_target({"kind": "llvm"})
     assert not host.missing_requirements(targets.describe(native)[1])
+
+
+@pytest.mark.parametrize("name", ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"])
+def test_code_that_this_processor_can_run_equals_the_reference(name: str, tmp_path: Path) -> None:
+    """From a PyG model to a file and back, for each level of x86-64 that this processor has."""
+    if name != "native":
+        needs_compiler(name)
+    lacking = host.missing_requirements(targets.describe(targets.resolve_target(name))[1])
+    if lacking:
+        pytest.skip(f"this machine lacks {', '.join(lacking)}")
+    path = tmp_path / "model.gnnq"
+    gnnquant.compile(converted("gat", 4), target=name, threads=1).save(path)
+    model = gnnquant.load(path)
+    for nodes, edges in ((83, 500), (6, 0)):
+        graph = zoo.random_graph(nodes, edges)
+        wanted = reference("gat", 4)(graph.x, graph.edge_index)
+        assert torch.equal(model(graph.x, graph.edge_index), wanted)
 
 
 def test_targets_of_tvm_are_taken() -> None:
@@ -139,7 +160,7 @@ def test_code_for_another_machine_says_so(name: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(host, "host_flags", lambda: frozenset({"fpu"}))
         needed = "processor features .*ssse3"
     else:
-        needed = f"a {name} processor \\(this machine is {HERE}\\)"
+        needed = f"the architecture {name} \\(this machine is {HERE}\\)"
     with pytest.raises(ArtifactError, match=f"compiled for another machine: it needs .*{needed}"):
         load_bytes(to_bytes(payload))
     model = model_from_payload(payload)

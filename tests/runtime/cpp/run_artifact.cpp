@@ -5,7 +5,7 @@
 // All numbers are int64; strings are a length and bytes. CALLS: their number; for each the number of inputs; for each
 // input name, kind, number of dimensions, dimensions, number of further numbers, these, bytes of data, data (places
 // before values). RESULTS: "loaded", or "ArtifactError" and a message; for each call a word ("ok", "InputError", ...); then the number of outputs and of each the
-// number of dimensions, dimensions and floats, or the message.
+// number of dimensions, dimensions and floats, or the message; last the bytes of the workspace.
 #include <fstream>
 #include <memory>
 
@@ -115,6 +115,7 @@ void run_file(const std::string& path) {
   writer.bytes("loaded");
   Reader reader((path + ".calls").c_str());
   for (std::int64_t calls = reader.number(); calls > 0; --calls) run(*model, reader, writer);
+  writer.number(static_cast<std::int64_t>(model->workspace_bytes()));
 }
 
 }  // namespace

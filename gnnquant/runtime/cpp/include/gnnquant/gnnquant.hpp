@@ -100,6 +100,50 @@ inline std::string in_brackets(const Shape& shape, const std::string& first = ""
   return "[" + text + "]";
 }
 
+// The workspace buffer in whose memory each workspace buffer lies, one of its own shape and type: two share memory
+// where no call needs both. What is kept from call to call, or looked at afterwards, has memory of its own.
+inline std::map<std::string, std::string> homes(const Plan& plan) {
+  std::map<std::string, std::size_t> first, last;
+  std::set<std::string> alone;
+  for (const auto& [input, buffer] : plan.finite) alone.insert(buffer);
+  for (std::size_t i = 0; i < plan.calls.size(); ++i) {
+    for (const std::string& name : plan.calls[i].arguments) {
+      first.emplace(name, i);
+      last[name] = i;
+      if (plan.calls[i].per_graph) alone.insert(name);
+    }
+  }
+  std::vector<const Buffer*> buffers;
+  for (const Buffer& buffer : plan.buffers) {
+    if (buffer.kind == "workspace") buffers.push_back(&buffer);
+  }
+  const auto start = [&](const Buffer* buffer) { return first.count(buffer->name) ? first[buffer->name] : 0; };
+  std::stable_sort(buffers.begin(), buffers.end(),
+                   [&](const Buffer* a, const Buffer* b) { return start(a) < start(b); });
+  std::map<std::string, std::string> found;
+  std::map<std::string, std::vector<std::string>> known;  // by type and shape, the oldest first
+  std::map<std::string, std::size_t> ends;                // the last call that needs a home
+  for (const Buffer* buffer : buffers) {
+    const std::string& name = buffer->name;
+    found[name] = name;
+    if (alone.count(name) || !first.count(name)) continue;
+    std::string like = buffer->dtype;
+    for (const Dim& dim : buffer->shape) {
+      like += dim.space.empty() ? " " + std::to_string(dim.number) : " '" + dim.space;
+    }
+    std::vector<std::string>& candidates = known[like];
+    const auto home = std::find_if(candidates.begin(), candidates.end(),
+                                   [&](const std::string& candidate) { return ends[candidate] < first[name]; });
+    if (home == candidates.end()) {
+      candidates.push_back(name);
+    } else {
+      found[name] = *home;
+    }
+    ends[found[name]] = last[name];
+  }
+  return found;
+}
+
 // One tensor or number of a call.
 struct Given {
   std::string kind;
@@ -315,6 +359,7 @@ struct Prepared {
   std::map<std::string, std::int64_t> sizes;
   std::map<std::string, Indices> indices;
   Memory arena;
+  std::size_t workspace_bytes = 0;
   std::map<std::string, Shape> shapes;
   std::map<std::string, DLTensor> tensors;
   std::vector<std::vector<TVMFFIAny>> arguments;  // of each call
@@ -326,6 +371,7 @@ class Executor {
   explicit Executor(Artifact artifact)
       : metadata(std::move(artifact.metadata)),
         plan(std::move(artifact.plan)),
+        homes_(homes(plan)),
         program_(plan),
         library_(artifact.library) {
     for (const Call& call : plan.calls) {
@@ -371,6 +417,12 @@ class Executor {
       if (!all_finite(scale, count)) check_finite(*plan.input(name), binding);
     }
     return outputs;
+  }
+
+  // Bytes of all workspace buffers, as the last call had them.
+  std::size_t workspace_bytes() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return prepared_ ? prepared_->workspace_bytes : 0;
   }
 
   const Json metadata;
@@ -483,15 +535,16 @@ class Executor {
         shape.push_back(extent(prepared, dim));
         bytes = times(bytes, shape.back());
       }
-      if (buffer.kind != "workspace") continue;
+      if (buffer.kind != "workspace" || homes_.at(buffer.name) != buffer.name) continue;
       offsets[buffer.name] = total;
       total += round_up(static_cast<std::size_t>(bytes));
     }
     prepared.arena = Memory(total);
+    prepared.workspace_bytes = total;
     for (const Buffer& buffer : plan.buffers) {
       if (buffer.kind == "index") continue;
       char* data = nullptr;
-      if (buffer.kind == "workspace") data = prepared.arena.get() + offsets[buffer.name];
+      if (buffer.kind == "workspace") data = prepared.arena.get() + offsets.at(homes_.at(buffer.name));
       if (buffer.kind == "constant") data = constants_.at(buffer.name).get();
       prepared.tensors[buffer.name] = tensor(buffer.dtype, prepared.shapes[buffer.name], data);
     }
@@ -575,6 +628,7 @@ class Executor {
                      ": NaN and infinity cannot be quantized; clean " + item.name + " first");
   }
 
+  const std::map<std::string, std::string> homes_;
   IndexProgram program_;
   Library library_;
   std::vector<Kernel> kernels_;
@@ -602,6 +656,8 @@ class Model {
   std::vector<Output> operator()(const Inputs& inputs) { return executor_->run(inputs); }
 
   const std::vector<InputInfo>& inputs() const { return executor_->plan.inputs; }
+  // Bytes that the kernels worked in during the last call, beyond inputs, outputs, weights and the graph.
+  std::size_t workspace_bytes() const { return executor_->workspace_bytes(); }
   // The artifact's metadata: versions, target, inputs, outputs, bits.
   const Json& metadata() const { return executor_->metadata; }
 

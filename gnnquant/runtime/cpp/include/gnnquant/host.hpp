@@ -97,7 +97,7 @@ inline std::set<std::string> host_flags() {
 inline std::string missing_requirements(const Json& target) {
   const std::string& machine = target["machine"].string();
   if (machine != this_machine()) {
-    return "a " + machine + " processor (this machine is " + this_machine() + ")";
+    return "the architecture " + machine + " (this machine is " + this_machine() + ")";
   }
   const std::string& system = target["system"].string();
   if (system != "linux" && system != "unknown") return system + " (this machine runs linux)";
