@@ -229,7 +229,7 @@ class Kernel:
         """Ask for columns of a row of ``x`` that will be read soon, where it is a mere load."""
         for first in range(0, columns, LINE // 4):
             load = x.at(r, column + first, 1)
-            if hasattr(load, "buffer"):
+            if hasattr(load, "indices"):
                 self.b.prefetch(load)
 
     def reserve(self, dtype: str, count: int) -> int:

@@ -69,8 +69,8 @@ class EdgeWeights:
     def along(self, edge: Any, lanes: int) -> Any:
         """The weights of ``lanes`` edges, all of which must exist, for one head."""
         one = self.at(edge, 0, 1)
-        if hasattr(one, "buffer") and len(one.indices) == 1:
-            return one.buffer[span(one.indices[0], lanes)]
+        if hasattr(one, "indices") and len(one.indices) == 1:
+            return one.source[span(one.indices[0], lanes)]
         return shuffle([self.at(edge + lane, 0, 1) for lane in range(lanes)], range(lanes))
 
 

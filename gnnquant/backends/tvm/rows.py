@@ -73,10 +73,12 @@ class RowKernel(Kernel):
         ops = {node.op for node in stage.nodes}
         self._tiled = context.machine.tiles and "gemm" in ops
         self.block = 1
-        if "float_gemm" in ops:
+        if self._tiled:
+            self.block = tiles.TALL * tiles.SIDE
+        elif "float_gemm" in ops:
             self.block = FLOAT_BLOCK
         elif ops & {"gemm", "log_softmax", "spmm"} or any(map(self._sums_columns, stage.nodes)):
-            self.block = tiles.TALL * tiles.SIDE if self._tiled else INTEGER_BLOCK
+            self.block = INTEGER_BLOCK
         self.base: Any = None
         self.rows: Any = None
         self.last: Any = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gnnquant.backends.tvm import build, emit, targets
+from gnnquant.backends.tvm import build, emit, targets, tiles
 from gnnquant.backends.tvm import compile as compiler
 from gnnquant.backends.tvm.emit import cast, const, maximum, minimum, reinterpret, splat
 from gnnquant.runtime import host
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
     from gnnquant.integer_graph import IntegerGraph
 
-TARGETS = {"skylake-avx512": "", "znver4": "vpdpbusd.512", "alderlake": "vpdpbusd.256"}
+TARGETS = {
+    "skylake-avx512": "",
+    "znver4": "vpdpbusd.512",
+    "alderlake": "vpdpbusd.256",
+    "sapphirerapids": "tdpbusd",
+}
 """By LLVM name of a processor: the product of four bytes that it has."""
 WORDS, BYTES, QUADS = "pmaddw.d.512", "pmaddubs.w.512", "vpdpbusd"
 
@@ -61,6 +66,46 @@ def quads(total: Any, x: Any, y: Any, lanes: int) -> Any:
     return total
 
 
+class Tiles:
+    """Intel's manual, AMX: eight registers of 16 rows of 16 int32, or of 64 bytes."""
+
+    def __init__(self, found: set[str]) -> None:
+        self.found = found
+        self.words: Any = None
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        short = name.removeprefix("llvm.x86.")
+        self.found.add(short)
+        if short == "ldtilecfg":
+            self.words = emit.T.alloc_buffer((8 * 16, 16), "int32")
+        elif short == "tdpbusd":
+            self._products(*(16 * int(argument) for argument in arguments))
+        elif short != "tilerelease":
+            self._rows(short, 16 * int(arguments[0]), *arguments[1:])
+
+    def _rows(self, name: str, first: int, address: Any = None, stride: Any = None) -> None:
+        with emit.T.serial(16) as row:
+            mine = [first + row, emit.span(0, 16)]
+            if name == "tilezero":
+                emit.T.buffer_store(self.words, splat(const(0), 16), mine)
+                return
+            (element,) = address.args
+            count = 64 if element.source.dtype == "uint8" else 16
+            place = element.indices[-1] + row * (int(stride) * count // 64)
+            there = [*element.indices[:-1], emit.span(place, count)]
+            if name == "tileloadd64":
+                value = reinterpret(element.source[tuple(there)], "int32", 16)
+                emit.T.buffer_store(self.words, value, mine)
+            else:
+                emit.T.buffer_store(element.source, self.words[mine[0], mine[1]], there)
+
+    def _products(self, total: int, x: int, y: int) -> None:
+        with emit.T.serial(16) as row, emit.T.serial(16) as k:
+            sums = self.words[total + row, emit.span(0, 16)]
+            four = quads(sums, splat(self.words[x + row, k], 16), self.words[y + k, emit.span(0, 16)], 16)
+            emit.T.buffer_store(self.words, four, [total + row, emit.span(0, 16)])
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Compiles for this machine what is meant for another; the names of replaced instructions."""
@@ -84,6 +129,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     built = compiler.build_library
     monkeypatch.setattr(emit.T, "call_llvm_pure_intrin", call)
+    monkeypatch.setattr(tiles, "effect", Tiles(found))
     monkeypatch.setattr(targets, "describe", as_if)
     monkeypatch.setattr(
         compiler, "build_library", lambda functions, _: built(functions, targets.resolve_target("native"))
@@ -107,6 +153,7 @@ def check(graph: IntegerGraph, mcpu: str, sizes: Any) -> None:
 CASES = [
     *((mcpu, name) for mcpu in TARGETS for name in ("gcn-sparse-8", "gcn-2")),
     ("znver4", "gatv2-8"),
+    *(("sapphirerapids", name) for name in ("products-8", "gat-4", "edges-8")),
 ]
 
 
@@ -141,6 +188,7 @@ def test_four_edges_at_a_time(used: set[str], bits: int, weighted: bool) -> None
         ("skylake-avx512", r"vpmaddwd\s.*%zmm"),
         ("znver4", r"vpdpbusd\s.*%zmm"),
         ("alderlake", r"vpdpbusd\s.*%ymm"),
+        ("sapphirerapids", r"tdpbusd\s.*%tmm"),
     ],
 )
 def test_instructions_are_used(mcpu: str, instruction: str, tmp_path: Path) -> None:
