@@ -20,8 +20,8 @@ from benchmarks.speed.runs import (
     SORTED,
     Run,
     _exported,
-    _quantized,
     _widest,
+    quantized_model,
 )
 from benchmarks.speed.table import document, missed_targets, plot, strongest
 from gnnquant.passes.lowering import lower
@@ -43,7 +43,7 @@ def test_the_sorted_rival_computes_what_the_model_does(name: str, edges: int) ->
 
 def test_the_exported_rival_computes_what_the_model_does() -> None:
     data = zoo.random_graph(60, 300, seed=1)
-    q = _quantized(MODELS["gcn64"].build(zoo.FEATURES, 5), (data.x, data.edge_index), 32)
+    q = quantized_model(MODELS["gcn64"].build(zoo.FEATURES, 5), (data.x, data.edge_index), 32)
     facts: dict[str, Any] = {}
     call = _exported(q, 1, data.x, data.edge_index, facts)
     assert call is not None

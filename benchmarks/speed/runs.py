@@ -99,10 +99,10 @@ def perform(run: Run) -> dict[str, Any]:
     x, edge_index, classes = load(run.graph)
     model = MODELS[run.model].build(x.size(1), classes)
     rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
-    calls = _rivals(model, x, edge_index, rows, messages=run.messages)
+    calls = rival_calls(model, x, edge_index, rows, messages=run.messages)
     own: dict[str, gnnquant.CompiledModel] = {}
-    few = _some(x, edge_index)
-    quantized = {name: _quantized(model, few, bits) for bits, name in OWN.items()}
+    few = calibration_data(x, edge_index)
+    quantized = {name: quantized_model(model, few, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
     for bits, name in CODES.items():
@@ -114,7 +114,7 @@ def perform(run: Run) -> dict[str, Any]:
         rows[ONNX]["skipped"] = "not asked for"
     for name, call in calls.items():
         rows[name]["peak"] = peak_bytes(call)
-    _compare(calls, rows)
+    compare_scores(calls, rows)
     for name in (OWN[bits] for bits in WIDTHS):
         # the reference takes a minute on a large graph; what one thread computes was compared with it
         how: dict[str, Any] = {"target": "reference"} if run.threads == 1 else {"threads": 1}
@@ -138,7 +138,7 @@ def perform(run: Run) -> dict[str, Any]:
     }
 
 
-def _rivals(
+def rival_calls(
     model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]], *, messages: bool
 ) -> dict[str, Callable[[], Tensor]]:
     """What is timed of others; facts about their making go to ``rows``."""
@@ -252,20 +252,21 @@ def _exported(
     return call
 
 
-def _some(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+def calibration_data(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
     """At most ``CALIBRATED`` nodes and the edges between them: ranges need no more."""
     x = x[:CALIBRATED]
     return x, edge_index[:, (edge_index < x.size(0)).all(0)]
 
 
-def _quantized(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
+def quantized_model(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
+    """``model`` converted and calibrated on ``few``."""
     q = gnnquant.convert(model, bits=bits)
     if bits != FLOAT_BITS:
         gnnquant.calibrate(q, [few])
     return q
 
 
-def _compare(calls: dict[str, Callable[[], Tensor]], rows: dict[str, dict[str, Any]]) -> None:
+def compare_scores(calls: dict[str, Callable[[], Tensor]], rows: dict[str, dict[str, Any]]) -> None:
     """Float contestants against each other; integers were compared with their reference."""
     truth = calls[OWN[FLOAT_BITS]]()
     largest = float(truth.abs().max())

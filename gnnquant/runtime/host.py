@@ -125,18 +125,13 @@ def _missing_of_processor(target: dict[str, Any]) -> list[str]:
         return [f"a {target['pointer_bits']}-bit process (this one is {bits}-bit)"]
     if target["byte_order"] != sys.byteorder:
         return [f"{target['byte_order']}-endian memory (this machine is {sys.byteorder}-endian)"]
-    have = host_flags()
-    if have is None:
-        return []
-    known = FLAGS.get(machine, {})
-    lacking = [name for name in target["features"] if known.get(name, name) not in have]
-    if not lacking and TILES in target["features"] and not tiles_granted():
-        return ["leave of the kernel to use AMX tiles (arch_prctl ARCH_REQ_XCOMP_PERM)"]
+    unknown = [name for name in target["features"] if name not in FLAGS.get(machine, {})]
+    lacking = [*lacking_features(target["features"]), *(unknown if host_flags() is not None else [])]
     return [f"the processor features {', '.join(lacking)}"] if lacking else []
 
 
 def lacking_features(features: Iterable[str]) -> list[str]:
-    """Which of these features (LLVM's names), instruction sets all, this machine lacks."""
+    """Which of these features (LLVM's names) this machine lacks, or its kernel does not let a process use."""
     have, known = host_flags(), FLAGS.get(machine_name(platform.machine()), {})
     if have is None:
         return []

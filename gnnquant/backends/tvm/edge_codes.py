@@ -388,7 +388,7 @@ class EdgeCodes:
         return _constant_weight(np.float32(self.source.attrs["scale"]))[0]
 
     def _values(self, edge: Any, lanes: int) -> Any:
-        """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last edge of those of the next row."""
+        """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
         nodes = [self.indices[edge + i] for i in range(lanes)]
         if self.pairs is not None:
             pairs = [self.pairs[node, span(0, 2)] for node in nodes]

@@ -1,5 +1,5 @@
 """Matrix products of a block of rows with a constant weight."""
-# ruff: noqa: C901, PLR0917
+# ruff: noqa: C901, PLR0915, PLR0917
 # Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         lanes = context.machine.lanes
         inputs, outputs = weight.shape
         block = lanes if outputs <= lanes else 2 * lanes
+        if lanes == 16 and not context.machine.tiles and 2 * lanes < outputs <= 3 * lanes:
+            block = 3 * lanes  # there are registers for it: no fourth vector of padding
         padded = round_up(outputs, 4 * lanes if outputs >= 4 * lanes else block)
         depth = tiles.SIDE if context.machine.tiles and group == 4 else 1
         layout = WeightLayout(inputs, outputs, padded, block, group, depth)
@@ -264,7 +266,7 @@ def _dense(
     group = layout.group
     dense = kernel.buffer(f"dense{group}.{name}")
     if machine.tiles and group == 4:
-        tiles.tiled_gemm(kernel, q, layout, dense, total, stride)
+        tiles.tiled_gemm(kernel, q, layout, dense, (total, stride))
         return
     tall = next(rows for rows in (4, 3, 2, 1) if q.size % rows == 0)
     wide = layout.block // lanes

@@ -98,50 +98,59 @@ class QuadSum(RowSums):
 
     def _pass(self, start: Any, count: Any, first: Any, units: int, sink: Sink) -> None:
         """The columns of ``units`` units from ``first`` on."""
-        kernel, b, layout, lanes = self.kernel, self.kernel.b, self.layout, self.kernel.lanes
-        unit, width = layout.unit, 4 * lanes
-        planes = [
-            (number, plane)
+        b, lanes = self.kernel.b, self.kernel.lanes
+        slots = [
+            (number, plane, v)
             for number in range(units)
-            for plane in range(layout.planes)
+            for plane in range(self.layout.planes)
+            for v in range(self.layout.vectors)
             if not isinstance(first, int)
-            or ((first + number) * layout.planes + plane) * unit < layout.columns
+            or self._vector(first + number, plane, v) * lanes < self.layout.columns
         ]
-        slots = [(number, plane, v) for number, plane in planes for v in range(layout.vectors)]
-
-        def vector(number: int, plane: int, v: int) -> Any:
-            return ((first + number) * layout.planes + plane) * layout.vectors + v
-
         sums = b.registers(len(slots), "int32", lanes)
         for slot in range(len(slots)):
             b.store(sums, splat(const(0), lanes), slot)
-
-        def add(quad: Any) -> None:
-            # edges behind the last one weigh 0; index arrays are padded
-            edge = b.let(start + 4 * quad)
-            nodes = [b.let(self.indices[edge + i]) for i in range(4)]
-            for i in range(4):
-                ahead = b.let(self.indices[edge + (AHEAD + i)])
-                for line in range(0, units * unit, LINE):
-                    b.prefetch(self.codes[ahead, first * unit + line])
-            weights = self._weights(quad, count)
-            for number in range(units):
-                place = span((first + number) * unit, unit)
-                rows = [b.let(self.codes[node, place]) for node in nodes]
-                quads = quads_of(rows, unit, lanes, lambda parts, order: b.let(shuffle(parts, order)))
-                for slot, (number_, plane, v) in enumerate(slots):
-                    if number_ == number:
-                        codes = plane_of(quads[v], layout, plane, width)
-                        weight = weights(vector(number, plane, v))
-                        b.store(sums, dot_quads(kernel.machine, sums[slot], codes, weight), slot)
-
         # of short rows fewer different numbers of turns are easier to foresee
         quads = BEHIND if len(slots) <= NARROW else 1
         with b.loop((count + (4 * quads - 1)) // (4 * quads)) as turn:
             for i in range(quads):
-                add(turn * quads + i)
+                quad = turn * quads + i
+                # edges behind the last one weigh 0; index arrays are padded
+                edge = b.let(start + 4 * quad)
+                weights = self._weights(quad, count)
+                self._add_four(edge, first, weights, slots, sums)
         for slot, (number, plane, v) in enumerate(slots):
-            sink(vector(number, plane, v), sums[slot])
+            sink(self._vector(first + number, plane, v), sums[slot])
+
+    def _vector(self, unit: Any, plane: int, v: int) -> Any:
+        """Which vector of columns this one of a unit's is."""
+        return (unit * self.layout.planes + plane) * self.layout.vectors + v
+
+    def _add_four(
+        self,
+        edge: Any,
+        first: Any,
+        weights: Callable[[Any], Any],
+        slots: list[tuple[int, int, int]],
+        sums: Any,
+    ) -> None:
+        """Add what four edges from ``edge`` on bring to the sums of (unit after ``first``, plane, vector)."""
+        kernel, b, layout, lanes = self.kernel, self.kernel.b, self.layout, self.kernel.lanes
+        units = 1 + max(number for number, _, _ in slots)
+        nodes = [b.let(self.indices[edge + i]) for i in range(4)]
+        for i in range(4):
+            ahead = b.let(self.indices[edge + (AHEAD + i)])
+            for line in range(0, units * layout.unit, LINE):
+                b.prefetch(self.codes[ahead, first * layout.unit + line])
+        for number in range(units):
+            place = span((first + number) * layout.unit, layout.unit)
+            rows = [b.let(self.codes[node, place]) for node in nodes]
+            quads = quads_of(rows, layout.unit, lanes, lambda parts, order: b.let(shuffle(parts, order)))
+            for slot, (number_, plane, v) in enumerate(slots):
+                if number_ == number:
+                    codes = plane_of(quads[v], layout, plane, 4 * lanes)
+                    weight = weights(self._vector(first + number, plane, v))
+                    b.store(sums, dot_quads(kernel.machine, sums[slot], codes, weight), slot)
 
     def _pattern(self, vector: int) -> tuple[int, ...]:
         """The head of each column of a vector; of what is beyond the last column, any."""

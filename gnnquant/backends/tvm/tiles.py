@@ -52,9 +52,7 @@ def _register(number: int) -> Any:
     return const(number, "int8")
 
 
-def tiled_gemm(
-    kernel: RowKernel, q: Codes, layout: WeightLayout, dense: Any, total: int, stride: int
-) -> None:
+def tiled_gemm(kernel: RowKernel, q: Codes, layout: WeightLayout, dense: Any, sums: tuple[int, int]) -> None:
     """Sums of all codes of the block times weights, into int32 scratch.
 
     Args:
@@ -62,10 +60,10 @@ def tiled_gemm(
         q: The codes; as many rows as ``TALL`` tiles have, or a multiple.
         layout: Of the weight, with whole tiles of words.
         dense: The buffer of its words.
-        total: Offset of the sums.
-        stride: Numbers between rows of sums.
+        sums: Offset of the sums, and numbers between their rows.
     """
     b = kernel.b
+    total, stride = sums
     wide = layout.block // SIDE
     products = [(r, c) for r in range(TALL) for c in range(wide)]
 
