@@ -21,6 +21,7 @@ from gnnquant.passes.find_rows import FindRows
 from gnnquant.passes.functionalize import Functionalize
 from gnnquant.passes.hoist_edge_linears import HoistEdgeLinears
 from gnnquant.passes.insert_quantizers import InsertQuantizers
+from gnnquant.passes.order_propagation import OrderPropagation
 from gnnquant.passes.quantize_skips import QuantizeSkips
 from gnnquant.passes.recognize_propagation import RecognizePropagation
 from gnnquant.passes.share_values import ShareValues
@@ -122,6 +123,8 @@ def convert(
         HoistEdgeLinears(),
         ShareValues(),
         RecognizePropagation(),
+        # Before quantizers: which values are messages and aggregates depends on the order.
+        OrderPropagation(),
     ]
     if bits != FLOAT_BITS:
         passes += [
