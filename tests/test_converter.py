@@ -69,13 +69,13 @@ def test_quantizers_train(name: str, bits: int) -> None:
 
 
 def test_sites_have_the_users_names() -> None:
-    """Messages, weights and updates are called after the user's modules."""
+    """Messages, aggregates, weights and updates are called after the user's modules."""
     q = _converted("gcn")
     kinds = {site.name: site.kind for site in q.sites.values()}
     assert kinds == {
-        "conv1.lin.input": "input",
-        "conv1.lin.weight": "weight",
         "conv1.message": "message",
+        "conv1.aggregate": "aggregate",
+        "conv1.lin.weight": "weight",
         "conv1.update": "update",
         "conv2.lin.weight": "weight",
         "conv2.message": "message",
