@@ -1,5 +1,6 @@
 """``python -m benchmarks.speed``: rivals that compute the same, graphs of the size they claim, the table."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import gnnquant
+from benchmarks.speed import elsewhere
 from benchmarks.speed.graphs import PowerLaw
 from benchmarks.speed.guard import compare
 from benchmarks.speed.memory import peak_bytes, read_bandwidth
@@ -95,7 +97,9 @@ def test_kernels_are_timed_and_their_bytes_counted(name: str, bits: int) -> None
     summing = [cost for cost in costs if cost.gathered]
     assert len(summing) >= steps
     assert min(cost.gathered for cost in summing) >= 300 * 4  # a float, or a word of codes
-    assert max(cost.gathered for cost in summing) >= 300 * 8 * bits  # of 64 numbers
+    # of 64 numbers; GCN sums before it widens, and its scores are narrow
+    widest = zoo.FEATURES if name in ("gcn64", "gcn256") else 64
+    assert max(cost.gathered for cost in summing) >= 300 * widest * bits // 8
 
 
 def test_the_guard_tells_what_has_become_worse() -> None:
@@ -155,6 +159,21 @@ def test_speed_ups_refer_to_the_strongest_float(tmp_path: Path) -> None:
     assert "INT4 1.25x with 2 threads, wanted 1.6x" in missed
     assert "INT8 2.00x with 2 threads" not in missed
     assert [path.name for path in plot(results, tmp_path)] == ["speed-PubMed.svg", "speed-arxiv-size.svg"]
+
+
+def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are compiled, saved, loaded and compared with what was noted of them."""
+    data = zoo.random_graph(60, 300, seed=1)
+    monkeypatch.setattr(elsewhere, "load", lambda name: (data.x, data.edge_index, 5))
+    run = elsewhere.ShippedRun("gcn64", "Cora", 1, seconds=0.01, folder=str(tmp_path))
+    elsewhere.build(tmp_path, [run], {"kind": "llvm", "mcpu": "x86-64-v3"})
+    rows = elsewhere.perform(run)["rows"]
+    assert all(rows[name]["median"] > 0 for name in (SORTED, *OWN.values()))
+    notes = json.loads((tmp_path / elsewhere.MANIFEST).read_text())
+    notes["rows"][run.key]["INT4"] = "0"
+    (tmp_path / elsewhere.MANIFEST).write_text(json.dumps(notes))
+    with pytest.raises(AssertionError, match="INT4 computes something else here"):
+        elsewhere.perform(run)
 
 
 def test_runs_have_files_of_their_own() -> None:

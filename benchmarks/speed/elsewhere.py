@@ -4,6 +4,7 @@
 
     python -m benchmarks.speed.elsewhere build FOLDER --mcpu sapphirerapids     # here
     python -m benchmarks.speed.elsewhere run FOLDER --results RESULTS           # there
+    python -m benchmarks.speed.elsewhere show --results RESULTS --table FILE    # anywhere
 
 ``build`` writes an artifact for each model and width, and a digest of the scores that this machine computes
 (which are those of the integer reference in every bit: the tests see to that). ``run`` compares its own with
@@ -156,16 +157,16 @@ def _digest(*tensors: Tensor) -> str:
 def main() -> int:
     """Build or run; 1 where a run failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.elsewhere", description=__doc__)
-    parser.add_argument("do", choices=("build", "run"))
-    parser.add_argument("folder", type=Path, help="where the artifacts are")
+    parser.add_argument("do", choices=("build", "run", "show"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the artifacts are")
     parser.add_argument("--mcpu", default="sapphirerapids", help="build: LLVM's name of the other processor")
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--graphs", choices=GRAPHS, default=list(GRAPHS), nargs="+", metavar="NAME")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=[1], nargs="+")
     parser.add_argument("--seconds", type=float, default=10.0, help="run: time of each row")
     parser.add_argument("--messages", action="store_true", help="run: with PyG eager and torch.compile")
-    parser.add_argument("--results", type=Path, help="run: folder of the JSON files")
-    parser.add_argument("--table", type=Path, help="run: write this Markdown file")
+    parser.add_argument("--results", type=Path, help="run, show: folder of the JSON files")
+    parser.add_argument("--table", type=Path, help="run, show: write this Markdown file")
     options = parser.parse_args()
     runs = [
         ShippedRun(model, graph, threads, options.seconds, options.messages, str(options.folder))
@@ -177,12 +178,16 @@ def main() -> int:
         build(options.folder, runs, {"kind": "llvm", "mcpu": options.mcpu})
         return 0
     if options.results is None:
-        parser.error("run: --results is missing")
-    failures = run_jobs(perform, runs, options.results, workers=1, label="rows")
+        parser.error(f"{options.do}: --results is missing")
+    failures = []
+    if options.do == "run":
+        failures = run_jobs(perform, runs, options.results, workers=1, label="rows")
     print("\n".join(failures), file=sys.stderr)
     results = [found for run in runs if (found := result_of(run, options.results)) is not None]
     if results:
-        text = document(results)
+        text = document(results).replace(
+            "python -m benchmarks.speed`", "python -m benchmarks.speed.elsewhere`"
+        )
         print(text)
         print(f"{len(missed_targets(results))} targets are missed")
         if options.table is not None:

@@ -116,6 +116,9 @@ def _gathered(program: IntegerGraph) -> set[tuple[str, str]]:
         if graph is not None:
             value = resolve(program, node.inputs[0])
             found |= {(graph, f"{part}.{value}") for part in ("codes", "scale", "rows")}
+            if program[value].op == "input":
+                found.add((graph, program[value].attrs["input"]))
+            found |= {(graph, f"pairs.{resolve(program, name)}.{value}") for name in node.inputs[1:]}
     return found
 
 
