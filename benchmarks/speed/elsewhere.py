@@ -38,6 +38,7 @@ from benchmarks.speed.runs import (
     PAUSE,
     SOURCES,
     WIDTHS,
+    Run,
     calibration_data,
     compare_scores,
     quantized_model,
@@ -55,29 +56,14 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class ShippedRun:
+class ShippedRun(Run):
     """One row, of models that were compiled before.
 
     Attributes:
-        model: A name from ``MODELS``.
-        graph: A name from ``GRAPHS``.
-        threads: Of every contestant.
-        seconds: Time of the measurement.
-        messages: Whether the rivals take part that compute a message for every edge.
         folder: Where the artifacts are.
     """
 
-    model: str
-    graph: str
-    threads: int
-    seconds: float = field(default=10.0, compare=False)
-    messages: bool = field(default=False, compare=False)
     folder: str = field(default="", compare=False)
-
-    @property
-    def key(self) -> str:
-        """Name of the result's file."""
-        return f"{self.graph}-{self.model}-threads{self.threads}"
 
     def artifact(self, name: str) -> str:
         """Name of the artifact of a contestant."""
