@@ -5,11 +5,13 @@
     python -m benchmarks.speed.elsewhere build FOLDER --mcpu sapphirerapids     # here
     python -m benchmarks.speed.elsewhere run FOLDER --results RESULTS           # there
     python -m benchmarks.speed.elsewhere show --results RESULTS --table FILE    # anywhere
+    python -m benchmarks.speed.elsewhere levels FOLDER --results RESULTS --table FILE
 
 ``build`` writes an artifact for each model and width, and a digest of the scores that this machine computes
 (which are those of the integer reference in every bit: the tests see to that). ``run`` compares its own with
 them, and the float contestants with each other, as ``benchmarks.speed`` does. There it needs torch, PyG and
-TVM's runtime library.
+TVM's runtime library. ``levels`` builds and runs the code of older x86-64 processors here, a folder of
+results each: what the kernels of each instruction set are worth.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.jobs import result_of, run_jobs, write_json
-from benchmarks.report import code_state
+from benchmarks.report import code_state, grid, machine
 from benchmarks.speed.graphs import GRAPHS, load
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.models import MODELS
@@ -53,6 +55,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+LEVELS = {
+    "x86-64-v2": "SSE4.2",
+    "x86-64-v3": "AVX2",
+    "x86-64-v4": "AVX-512",
+    "znver4": "AVX512-VNNI",
+    "sapphirerapids": "AMX",
+}
+"""LLVM's names of processors, and which kernels they get."""
+LEVELS_TEXT = """\
+# Kernels of each instruction set, on one machine
+
+Written by `python -m benchmarks.speed.elsewhere levels`; do not edit by hand. Milliseconds of one call on one
+thread, medians, and in brackets the gain over the level before. {machine}. Scores have the same bits at every
+level.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,54 @@ def perform(run: ShippedRun) -> dict[str, Any]:
     return {"rows": rows, **size, "code": notes["code"]}
 
 
+def by_level(found: dict[str, list[dict[str, Any]]]) -> str:
+    """A Markdown table of the results of each level: milliseconds, and speed-up over the level before."""
+    lines = []
+    for index, first in enumerate(next(iter(found.values()), [])):
+        job, before = first["job"], None
+        for mcpu, results in found.items():
+            rows = results[index]["result"]["rows"]
+            times = [rows[name]["median"] for name in OWN.values()]
+            gains = (
+                [""] * len(times)
+                if before is None
+                else [f" ({b / t:.2f}x)" for b, t in zip(before, times, strict=True)]
+            )
+            cells = [f"{time_:.2f}{gain}" for time_, gain in zip(times, gains, strict=True)]
+            lines.append(
+                [f"{MODELS[job['model']].title}, {job['graph']}", f"{LEVELS[mcpu]} ({mcpu})", *cells]
+            )
+            before = times
+    return "\n".join(grid(["row", "kernels", *OWN.values()], lines)) + "\n"
+
+
+def _levels(options: argparse.Namespace, runs: list[ShippedRun]) -> int:
+    from gnnquant.runtime.artifact import from_bytes
+    from gnnquant.runtime.host import missing_requirements
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for mcpu in LEVELS:
+        folder, results = options.folder / mcpu, options.results / mcpu
+        own = [replace(run, folder=str(folder)) for run in runs]
+        if any(result_of(run, results) is None for run in own):
+            build(folder, own, {"kind": "llvm", "mcpu": mcpu})
+            one = next(folder.glob("*.gnnq"))
+            payload = from_bytes(one.read_bytes(), str(one), check_machine=False)
+            lacking = missing_requirements(payload.metadata["target"])
+            if lacking:
+                print(f"{mcpu}: this machine lacks {', '.join(lacking)}", file=sys.stderr)
+                continue
+            if failures := run_jobs(perform, own, results, workers=1, label=mcpu):
+                print("\n".join(failures), file=sys.stderr)
+                return 1
+        found[mcpu] = [result for run in own if (result := result_of(run, results)) is not None]
+    text = LEVELS_TEXT.format(machine=machine()) + by_level(found)
+    print(text)
+    if options.table is not None:
+        options.table.write_text(text, encoding="utf-8")
+    return 0
+
+
 def _call(compiled: Any, x: Tensor, graph: Any) -> Callable[[], Tensor]:
     def call() -> Tensor:
         scores: Tensor = compiled(x, graph)
@@ -143,7 +209,7 @@ def _digest(*tensors: Tensor) -> str:
 def main() -> int:
     """Build or run; 1 where a run failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.elsewhere", description=__doc__)
-    parser.add_argument("do", choices=("build", "run", "show"))
+    parser.add_argument("do", choices=("build", "run", "show", "levels"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="where the artifacts are")
     parser.add_argument("--mcpu", default="sapphirerapids", help="build: LLVM's name of the other processor")
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
@@ -165,6 +231,8 @@ def main() -> int:
         return 0
     if options.results is None:
         parser.error(f"{options.do}: --results is missing")
+    if options.do == "levels":
+        return _levels(options, runs)
     failures = []
     if options.do == "run":
         failures = run_jobs(perform, runs, options.results, workers=1, label="rows")

@@ -17,6 +17,7 @@ from gnnquant.backends.tvm.partition import (
     ROWS,
     Family,
     Stage,
+    quantized_features,
     resolve,
     stages,
     written_in_place,
@@ -78,6 +79,7 @@ def build(
     machine, needs = targets.describe(resolved)
     context = Context(graph, machine, threads)
     _declare(context)
+    context.features = quantized_features(graph) if prepared_features else frozenset()
     context.recomputed = recomputed_norms(context)
     kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}

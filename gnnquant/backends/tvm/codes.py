@@ -381,6 +381,8 @@ def norm_by_roots(context: Context, node: Node) -> Node | None:
     ends = context.graphs[node.attrs["graph"]].inputs[2:4]
     if source.op != "quantize" or source.attrs["granularity"] != "row" or set(ends) != {source.rows}:
         return None
+    if source.name in context.features:
+        return None
     return norm if isinstance(_layout(context, source), PlaneLayout) else None
 
 

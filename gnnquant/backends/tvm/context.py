@@ -67,6 +67,7 @@ class Context:
         weights: Layouts of integer weights in use.
         scratch: Elements of scratch per thread by type.
         recomputed: Values of edges that are computed where they are read, and stored nowhere.
+        features: Values that are quantized ahead of the calls, before there is a graph.
         nodes: Nodes of the row program by name.
         graphs: Graphs of the index program by name.
     """
@@ -80,6 +81,7 @@ class Context:
     weights: dict[str, WeightLayout] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
     recomputed: set[str] = field(default_factory=set)
+    features: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Look-up tables."""
