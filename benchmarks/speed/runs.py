@@ -101,8 +101,8 @@ def perform(run: Run) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     calls = _rivals(model, x, edge_index, rows, messages=run.messages)
     own: dict[str, gnnquant.CompiledModel] = {}
-    few = _some(x, edge_index)
-    quantized = {name: _quantized(model, few, bits) for bits, name in OWN.items()}
+    few = some_nodes(x, edge_index)
+    quantized = {name: quantized_model(model, few, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
     for bits, name in CODES.items():
@@ -252,13 +252,14 @@ def _exported(
     return call
 
 
-def _some(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+def some_nodes(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
     """At most ``CALIBRATED`` nodes and the edges between them: ranges need no more."""
     x = x[:CALIBRATED]
     return x, edge_index[:, (edge_index < x.size(0)).all(0)]
 
 
-def _quantized(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
+def quantized_model(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
+    """``model`` at a width, its ranges calibrated on ``few``."""
     q = gnnquant.convert(model, bits=bits)
     if bits != FLOAT_BITS:
         gnnquant.calibrate(q, [few])

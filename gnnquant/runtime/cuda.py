@@ -33,7 +33,7 @@ GPU = "cuda:0"
 THREADS = 128
 """Threads of a block: the kernels are made for this number."""
 ALIGNMENT = 256
-CROWDED = 512
+CROWDED = 256
 """Destinations with more edges than this get a block of threads, others a warp."""
 GRAPH_PARTS = ("indptr", *EDGE_PARTS, ORDER)
 FLAG = "not_finite"
@@ -58,6 +58,7 @@ class _Launch:
     """A kernel with its arguments, ready to start.
 
     Attributes:
+        name: Of the kernel.
         function: The kernel.
         blocks: How many.
         arguments: Address of the array of pointers to the arguments.
@@ -66,6 +67,7 @@ class _Launch:
         keep: What the addresses point to.
     """
 
+    name: str
     function: int
     blocks: int
     arguments: int
@@ -94,12 +96,13 @@ class _Bound:
 class CudaExecutor:
     """Runs a plan on the GPU; see ``gnnquant.runtime.model.Executor``.
 
-    Calls from several threads are put in order one after the other, and run on the GPU in that order, whatever
-    their streams. Buffers between kernels are kept for the next call. ``plan.notes["launches"]`` has, for
+    Calls from several threads are put in order, and run on the GPU in that order, whatever their streams.
+    Buffers between kernels are kept for the next call. ``plan.notes["launches"]`` has, for
     every call of the plan, ``"work"`` (a space and the threads for each of its rows), ``"scalars"`` (what
     follows the pointers among the arguments: ``["rows", space]``, or ``["float", bits]``) and
     maybe ``"crowded"``: a graph whose crowded destinations get a block each, before all others;
-    ``"checked"`` names the float inputs in which kernels look for NaN; ``"reads"`` is that of ``TvmExecutor``.
+    ``"checked"`` names the float inputs in which kernels look for NaN; ``"reads"`` is that of
+    ``TvmExecutor``.
 
     Args:
         plan: What to launch on which buffers.
@@ -269,6 +272,7 @@ class CudaExecutor:
             pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
             launches.append(
                 _Launch(
+                    call.function,
                     self._functions[call.function],
                     blocks,
                     ctypes.addressof(pointers),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gnnquant.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -110,7 +110,15 @@ class Driver:
         Raises:
             BackendError: It failed; with the driver's own words.
         """
-        status = getattr(self._library, name)(*arguments)
+        self.check(name, self.function(name)(*arguments))
+
+    def function(self, name: str) -> Callable[..., int]:
+        """A function of the driver."""
+        found: Callable[..., int] = getattr(self._library, name)
+        return found
+
+    def check(self, name: str, status: int) -> None:
+        """Raise ``BackendError``, in the driver's words, where a function returned an error."""
         if status:
             words = self._words(status)
             if status == OUT_OF_MEMORY:
@@ -146,6 +154,7 @@ class Gpu:
         context = _POINTER()
         self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._driver.device)
         self._context = context
+        self._start = self._driver.function("cuLaunchKernel")
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -249,9 +258,8 @@ class Gpu:
 
         Launches on a stream run in order. A kernel that fails shows where it is waited for.
         """
-        self._driver.call(
-            "cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None
-        )
+        status = self._start(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None)
+        self._driver.check("cuLaunchKernel", status)
 
     def synchronize(self, stream: int = DEFAULT_STREAM) -> None:
         """Wait for all that ``stream`` has been given.

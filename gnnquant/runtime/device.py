@@ -77,4 +77,3 @@ def current_stream(device: str) -> int:
 def on_host(array: NDArray[Any] | DeviceArray) -> NDArray[Any]:
     """``array`` itself, or a copy of what is on a GPU."""
     return array.numpy() if isinstance(array, DeviceArray) else array
-

@@ -63,7 +63,9 @@ def check_plan(plan: Plan, constants: Mapping[str, NDArray[Any]]) -> None:
         check_trees(plan.parameters, names_of_inputs, plan.result, len(plan.outputs))
     except BackendError as error:
         raise ArtifactError(f"the plan is malformed: {error}") from error
-    names = {f"{name}.{part}" for name, kind in kinds.items() if kind == GRAPH for part in (*GRAPH_PARTS, ORDER)}
+    names = {
+        f"{name}.{part}" for name, kind in kinds.items() if kind == GRAPH for part in (*GRAPH_PARTS, ORDER)
+    }
     for buffer in plan.buffers:
         _need(buffer.name not in names, f"buffer {buffer.name!r} is defined twice")
         names.add(buffer.name)

@@ -59,9 +59,7 @@ def as_array(
     return np.asarray(value)
 
 
-def _from_torch(
-    name: str, value: Any, dtype: str, sparse_hint: str, gpu: str
-) -> NDArray[Any] | DeviceArray:
+def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str, gpu: str) -> NDArray[Any] | DeviceArray:
     _check_device(name, value, gpu)
     if str(value.layout) != "torch.strided":
         raise InputError(f"{name} is sparse ({value.layout}): {sparse_hint}")
@@ -215,7 +213,9 @@ def adjacency_arrays(
 
 def _torch_entries(name: str, value: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     if value.device.type != "cpu":
-        raise InputError(f"{name} is on {value.device}: sparse matrices are read on the CPU, pass {name}.cpu()")
+        raise InputError(
+            f"{name} is on {value.device}: sparse matrices are read on the CPU, pass {name}.cpu()"
+        )
     layout = str(value.layout).removeprefix("torch.")
     if layout not in ("sparse_coo", "sparse_csr", "sparse_csc"):
         raise InputError(f"{name} has the layout {layout}: pass {name}.to_sparse_csr()")

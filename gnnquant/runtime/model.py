@@ -12,8 +12,9 @@ from gnnquant.errors import BackendError, InputError
 from gnnquant.runtime import inputs as checks
 from gnnquant.runtime import trees
 from gnnquant.runtime.device import DeviceArray, on_host
-from gnnquant.runtime.graph import INT32_MAX, FeatureHandle, GraphCache, GraphHandle, private_copy
+from gnnquant.runtime.graph import INT32_MAX, FeatureHandle, GraphCache, GraphHandle
 from gnnquant.runtime.indexing import IndexInputs, IndexProgram, IndexResults, tied_inputs
+from gnnquant.runtime.memory import aligned_copy
 
 if TYPE_CHECKING:
     import os
@@ -179,7 +180,7 @@ class CompiledModel:
             raise InputError(f"num_nodes is {num_nodes!r}: pass the number of nodes, an integer")
         if not 0 <= num_nodes <= INT32_MAX:
             raise InputError(f"num_nodes is {num_nodes}: it must be in 0 .. {INT32_MAX}")
-        edges = private_copy(on_host(checks.edge_array(name, edge_index, self._gpu)))
+        edges: NDArray[np.int64] = aligned_copy(on_host(checks.edge_array(name, edge_index, self._gpu)))
         numbers: dict[str, tuple[int, ...]] = {
             item: (edges.shape[1] if item in self._per_edge else int(num_nodes),) for item in self._inputs
         }

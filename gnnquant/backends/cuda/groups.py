@@ -60,11 +60,11 @@ def grouped(values: Values, stored: set[str], copied: Iterable[str]) -> Groups:
             continue
         needed = list(_needed(nodes, stored, node))
         last = max((place[name] for name, _ in needed), default=-1)
-        if _joins(node, found.groups[last] if last >= 0 else None):
-            if all(in_row for name, in_row in needed if place[name] == last):
-                found.groups[last].nodes.append(node)
-                place[node.name] = last
-        if node.name not in place:
+        in_row = all(own for name, own in needed if place[name] == last)
+        if in_row and _joins(node, found.groups[last] if last >= 0 else None):
+            found.groups[last].nodes.append(node)
+            place[node.name] = last
+        else:
             place[node.name] = len(found.groups)
             found.groups.append(Group([node], _starts(values, node)))
         found.read_outside |= {name for name, _ in needed if place[name] != place[node.name]}

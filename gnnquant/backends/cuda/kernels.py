@@ -6,11 +6,10 @@ exact.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from gnnquant.backends.cuda.rows import reduced
-from gnnquant.backends.cuda.source import SLICE, Kernel, accumulator, literal
+from gnnquant.backends.cuda.source import SLICE, THREADS, Kernel, accumulator, literal
 from gnnquant.backends.cuda.sums import AT_LEAST_ONE, edge_value
 from gnnquant.backends.cuda.together import LANES, WarpKernel
 from gnnquant.backends.cuda.values import broadcast, refuse
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from gnnquant.backends.cuda.values import Values
     from gnnquant.integer_graph import Node
 
+AT_ONCE = "#pragma unroll 4"
+"""Edges whose values are loaded at once."""
 _STEPS = {
     "sum": "{0} + {1}",
     "mean": "{0} + {1}",
@@ -111,7 +112,7 @@ def float_spmm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
 
 
 def spmm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
-    """Codes of the sources: their largest or smallest, or sums with 8-bit edge weights, where no warp makes them."""
+    """Codes of the sources: their largest or smallest, or sums that no warp makes (``sums.fits``)."""
     if node.attrs["reduce"] in ("max", "min"):
         yield _extreme_code(values, node, out)
         return
@@ -143,7 +144,11 @@ def edge_codes(values: Values, node: Node) -> Kernel:
     codes = values.add(f"edge_codes.{node.name}", "int8", (graph, heads), "workspace")
     largest = values.add(f"edge_scale.{node.name}", "float32", (node.rows, heads), "workspace")
     by_warps = _shared_out(heads)
-    kernel = WarpKernel("edge_codes", (node.rows, LANES), crowded=graph) if by_warps else Kernel("edge_codes", (node.rows, heads))
+    kernel = (
+        WarpKernel("edge_codes", (node.rows, LANES), crowded=graph)
+        if by_warps
+        else Kernel("edge_codes", (node.rows, heads))
+    )
     to = kernel.pointer(codes, "int8", written=True)
     top = kernel.pointer(largest, "float32", written=True)
     row = f"(long long){kernel.pointer(f'{graph}.src', 'int32')}[e]"
@@ -155,11 +160,13 @@ def edge_codes(values: Values, node: Node) -> Kernel:
         _edges(kernel, graph)
         loop = "for (long long e = begin; e < end; ++e)"
     kernel.add("float m = 0.0f;")
+    kernel.add(AT_ONCE)
     with kernel.block(loop):
         kernel.add(f"m = gq_larger(m, fabsf({value}));")
     if isinstance(kernel, WarpKernel):
         _largest_of_all(kernel, "m", heads)
     kernel.add(f"const float ratio = gq_inverse(m, {literal(EDGE_LEVELS)});")
+    kernel.add(AT_ONCE)
     with kernel.block(loop):
         kernel.add(code)
     kernel.add(f"if (thread < {heads}) {top}[r * {heads} + c] = m;" if by_warps else f"{top}[i] = m;")
@@ -182,7 +189,10 @@ def _begin_edges(kernel: WarpKernel, columns: int) -> str:
 def _largest_of_all(kernel: WarpKernel, name: str, columns: int) -> None:
     """Let all threads of a row know the largest of their variables ``name``, by columns."""
     kernel.share("__shared__ float best[4][32];", 512)
-    alone, block = f"gq_warp_largest({name}, {columns})", f"gq_block_largest<{columns}>({name}, best, warp, lane)"
+    alone, block = (
+        f"gq_warp_largest({name}, {columns})",
+        f"gq_block_largest<{columns}>({name}, best, warp, lane)",
+    )
     kernel.add(f"{name} = together ? {block} : {alone};")
 
 
@@ -245,7 +255,7 @@ def gcn_norm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
 
 
 def segment_softmax(values: Values, node: Node, out: str) -> Iterator[Kernel]:
-    """A thread for each destination and column, or a warp for each destination, over its edges three times."""
+    """A thread for each destination and column, or a warp for each destination; over its edges thrice."""
     graph, columns = node.rows, node.columns
     if _shared_out(columns):
         yield _softmax_of_warps(values, node, out)
@@ -266,36 +276,60 @@ def segment_softmax(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     yield kernel
 
 
+def _sum_by_tiles(kernel: WarpKernel, powers: str, columns: int) -> None:
+    """``total`` of each column in the order of the edges: all warps load, one adds."""
+    size = THREADS * 8
+    kernel.share(f"__shared__ float tile[{size}], whole[{LANES}];", 4 * (size + LANES))
+    kernel.add("__syncthreads();")
+    kernel.add(f"const long long last = end * {columns};")
+    with kernel.block(f"for (long long from = begin * {columns}; from < last; from += {size})"):
+        kernel.add(f"const int count = last - from < {size} ? (int)(last - from) : {size};")
+        kernel.add("#pragma unroll")
+        with kernel.block("for (int k = 0; k < 8; ++k)"):
+            kernel.add(f"const int at = k * {THREADS} + threadIdx.x;")
+            kernel.add(f"if (at < count) tile[at] = {powers}[from + at];")
+        kernel.add("__syncthreads();")
+        with kernel.block("if (warp == 0)"):
+            kernel.add("#pragma unroll 16")
+            with kernel.block(f"for (int at = c; at < count; at += {columns})"):
+                kernel.add("total = total + tile[at];")
+        kernel.add("__syncthreads();")
+    kernel.add("if (warp == 0) whole[lane] = total;")
+    kernel.add("__syncthreads();")
+    kernel.add("total = whole[lane];")
+
+
 def _softmax_of_warps(values: Values, node: Node, out: str) -> Kernel:
     """Powers by all lanes; their sums by all lanes of one warp alike, in the order of the edges."""
     graph, columns = node.rows, node.columns
     kernel = WarpKernel("segment_softmax", (_destinations(values, graph), LANES), crowded=graph)
-    kernel.share("__shared__ float whole[32];", 128)
     to = kernel.pointer(out, "float32", written=True)
     loop = _begin_edges(kernel, columns)
     x = values.read(kernel, node.inputs[0], "e", "c")
     element = f"{to}[e * {columns} + c]"
     kernel.add("float y = GQ_LOWEST;")
+    kernel.add(AT_ONCE)
     with kernel.block(loop):
         kernel.add(f"y = gq_larger(y, {x});")
     _largest_of_all(kernel, "y", columns)
+    kernel.add(AT_ONCE)
     with kernel.block(loop):
         kernel.add(f"{element} = gq_exp({x} - y);")
-    kernel.add("if (together) __syncthreads(); else __syncwarp();")
     kernel.add("float total = 0.0f;")
-    with kernel.block("if (!together || warp == 0)"):
+    with kernel.block("if (together)"):
+        _sum_by_tiles(kernel, to, columns)
+    with kernel.block("else"):
         edges = LANES // columns
+        kernel.add("__syncwarp();")
         with kernel.block(f"for (long long from = begin; from < end; from += {edges})"):
             kernel.add(f"const long long e = from + lane / {columns};")
             kernel.add(f"const float power = e < end ? {element} : 0.0f;")
-            kernel.add(f"const int count = end - from < {edges} ? (int)(end - from) : {edges};")
-            with kernel.block("for (int k = 0; k < count; ++k)"):
-                kernel.add(f"total = total + __shfl_sync(GQ_ALL, power, k * {columns} + c);")
-    with kernel.block("if (together)"):
-        kernel.add("if (warp == 0) whole[lane] = total;")
-        kernel.add("__syncthreads();")
-        kernel.add("total = whole[lane];")
+            kernel.add("#pragma unroll")
+            with kernel.block(f"for (int k = 0; k < {edges}; ++k)"):
+                kernel.add(f"const float other = __shfl_sync(GQ_ALL, power, k * {columns} + c);")
+                kernel.add("total = from + k < end ? total + other : total;")
     kernel.add(f"total = total + {literal(1e-16)};")
+    kernel.add(AT_ONCE)
     with kernel.block(loop):
         kernel.add(f"{element} = {element} / total;")
     return kernel

@@ -48,9 +48,7 @@ def begin(values: Values, node: Node) -> TileKernel:
     kernel.share(f"__shared__ float tile[{TILE}][{tiles * 8 + 8}];", 4 * TILE * (tiles * 8 + 8))
     codes = kernel.pointer(f"codes.{quantizer.name}", "uint8")
     packed = kernel.pointer(values.constant(f"fragments.{name}.{bits}", fragments(weight, bits)), "int8")
-    column_scale = kernel.pointer(
-        values.constant(f"column_scale.{name}", weight.column_scale), "float32"
-    )
+    column_scale = kernel.pointer(values.constant(f"column_scale.{name}", weight.column_scale), "float32")
     totals = weight.integers.astype(np.int64).sum(axis=0).astype(np.int32)
     column_sum = kernel.pointer(values.constant(f"column_sum.{name}", totals), "int32")
     rows = kernel.rows(node.rows)
@@ -81,8 +79,8 @@ def begin(values: Values, node: Node) -> TileKernel:
 def fragments(weight: PackedWeight, bits: int) -> NDArray[np.int8]:
     """The integers of a weight as ``gq_product`` loads them: for each 64 rows and 8 columns 16 a lane.
 
-    Lane ``4 n + t`` has the rows ``16 t .. 16 t + 15`` of column n, in the order in which ``gq_bytes`` unpacks
-    16 codes of ``bits``.
+    Lane ``4 n + t`` has the rows ``16 t .. 16 t + 15`` of column n, in the order in which ``gq_bytes``
+    unpacks 16 codes of ``bits``.
     """
     inputs, outputs = weight.shape
     blocks, tiles = -(-inputs // DEPTH), -(-outputs // 8)
@@ -94,5 +92,5 @@ def fragments(weight: PackedWeight, bits: int) -> NDArray[np.int8]:
 
 
 def _every(step: int, within: int) -> NDArray[np.int64]:
-    """0 .. 15 in runs of 4: within each ``within`` numbers, first every ``step``-th, then the ones beside them."""
+    """0 .. 15, within each ``within`` numbers first every ``step``-th, then the ones beside them."""
     return np.arange(16).reshape(16 // within, within // step, step).transpose(0, 2, 1).reshape(-1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnnquant.backends.cuda import products, sums
 from gnnquant.backends.cuda.source import literal
-from gnnquant.backends.cuda.together import LANES, TileKernel, WarpKernel
+from gnnquant.backends.cuda.together import LANES, WarpKernel
 from gnnquant.backends.cuda.values import stride
 from gnnquant.integer_graph import ONE
 
@@ -92,7 +92,7 @@ def _compute(values: Values, kernel: WarpKernel, node: Node, read_outside: set[s
 
 
 def _quantize(values: Values, kernel: WarpKernel, node: Node) -> None:
-    """The scale of the row where rows have their own, then its codes, packed: a lane makes a byte at a time."""
+    """The scale of the row where rows have their own, then its codes, packed: a byte at a time a lane."""
     (x,), bits, zero2 = node.inputs, node.attrs["bits"], node.attrs["zero2"]
     columns, length, per_byte = node.columns, stride(node), 8 // node.attrs["bits"]
     codes = kernel.pointer(

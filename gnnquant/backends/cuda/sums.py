@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gnnquant.backends.cuda.source import THREADS, literal
@@ -10,11 +11,14 @@ from gnnquant.backends.cuda.values import stride
 from gnnquant.integer_graph import EDGE_LEVELS
 
 if TYPE_CHECKING:
+    from gnnquant.backends.cuda.source import Kernel
     from gnnquant.backends.cuda.values import Values
     from gnnquant.integer_graph import Node
 
 LOADED = {8: 8, 4: 8, 2: 4}
 """Bytes of a row that a lane loads, by bits: at most 16 codes."""
+KNOWN = 256
+"""Edges of each warp whose weights and sources are looked up once: all edges of most destinations."""
 AT_LEAST_ONE = "(float)({0} > 1 ? {0} : 1)"
 
 
@@ -28,10 +32,48 @@ def fits(values: Values, node: Node) -> bool:
     return whole and node.columns * (4 * WARPS + 8) <= SHARED_BYTES // 2
 
 
-def edge_value(values: Values, kernel: WarpKernel, node: Node, edge: str, source: str) -> str:
+def edge_value(values: Values, kernel: Kernel, node: Node, edge: str, source: str) -> str:
     """The weight of an edge times the scale of its source: what becomes an 8-bit edge weight."""
     scale = values.scale(kernel, node.inputs[0], source)
     return f"{values.read(kernel, node.inputs[1], edge, 'c')} * {scale}" if len(node.inputs) > 1 else scale
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How the lanes of a warp share out a row of codes.
+
+    Attributes:
+        columns: Of the row.
+        heads: Of the sum.
+        bits: Of a code.
+        zero2: Doubled zero point.
+        row_bytes: Of the row.
+        loaded: Bytes that a lane loads.
+        group: Lanes that share a row.
+    """
+
+    columns: int
+    heads: int
+    bits: int
+    zero2: int
+    row_bytes: int
+    loaded: int
+    group: int
+
+    @property
+    def each(self) -> int:
+        """Columns of a lane."""
+        return self.loaded * 8 // self.bits
+
+
+def _shape(values: Values, node: Node) -> _Shape:
+    heads, quantizer = node.attrs["heads"], values.quantizer(node.inputs[0], node)
+    bits, row_bytes = quantizer.attrs["bits"], stride(quantizer)
+    loaded = _loaded(bits, row_bytes, node.columns // heads if heads > 1 else 16)
+    group = 1
+    while group < LANES and group * loaded < row_bytes:
+        group *= 2
+    return _Shape(node.columns, heads, bits, quantizer.attrs["zero2"], row_bytes, loaded, group)
 
 
 def begin(values: Values, node: Node) -> WarpKernel:
@@ -39,70 +81,40 @@ def begin(values: Values, node: Node) -> WarpKernel:
 
     With several heads, the 8-bit edge weights were made before (``edge_codes``); else they are made here.
     """
-    graph, heads, q = node.attrs["graph"], node.attrs["heads"], node.inputs[0]
-    columns, width = node.columns, node.columns // heads
-    quantizer = values.quantizer(q, node)
-    bits, zero2, row_bytes = quantizer.attrs["bits"], quantizer.attrs["zero2"], stride(quantizer)
-    loaded = _loaded(bits, row_bytes, width if heads > 1 else 16)
-    group = 1
-    while group < LANES and group * loaded < row_bytes:
-        group *= 2
-    each = loaded * 8 // bits
-
+    graph, shape = node.attrs["graph"], _shape(values, node)
+    columns, heads, zero2 = shape.columns, shape.heads, shape.zero2
     kernel = WarpKernel("spmm", (node.rows, LANES), crowded=graph)
     kernel.share(f"__shared__ unsigned long long totals[{columns}];", 8 * columns)
-    codes = kernel.pointer(f"codes.{quantizer.name}", "uint8")
-    src = kernel.pointer(f"{graph}.src", "int32")
     y = kernel.keep(node.name, columns)
     factor = literal(0.5 / EDGE_LEVELS)
-    value = ""
     if heads == 1:
-        value = edge_value(values, kernel, node, "e", "s")
-        _largest(kernel, src, value)
+        _largest(values, kernel, node)
         back = f"(m * {factor})"
     else:
-        weights = kernel.pointer(f"edge_codes.{node.name}", "int8")
         largest = kernel.pointer(f"edge_scale.{node.name}", "float32")
-        back = f"({largest}[r * {heads} + c / {width}] * {factor})"
+        back = f"({largest}[r * {heads} + c / {columns // heads}] * {factor})"
     mean = f" / {AT_LEAST_ONE.format('(end - begin)')}" if node.attrs["reduce"] == "mean" else ""
+    finish = f"gq_finish<{shape.each}, {shape.group}>(sums, weights, lane, [=](int j, int sum, int by) {{"
     with kernel.block("if (together)"):
         kernel.add(f"for (int c = threadIdx.x; c < {columns}; c += {THREADS}) totals[c] = 0;")
         kernel.add("__syncthreads();")
-    with kernel.block(f"for (int piece = 0; piece < {row_bytes}; piece += {group * loaded})"):
-        kernel.add(f"const int at = piece + lane % {group} * {loaded}, column = at * 8 / {bits};")
-        kernel.add(f"int sums[{each}] = {{}}, weights = 0, chunks = 0;")
-        with kernel.block(
-            f"for (long long from = begin + (together ? warp * {LANES} : 0); from < end; from += step)"
-        ):
-            kernel.add("const long long e = from + lane;")
-            kernel.add(f"const int count = end - from < {LANES} ? (int)(end - from) : {LANES};")
-            kernel.add("int source = 0;")
-            if heads == 1:
-                kernel.add("int code = 0;")
-            with kernel.block("if (e < end)"):
-                kernel.add(f"const long long s = {src}[e];")
-                kernel.add(f"source = (int){values.source_row(kernel, q, 's')};")
-                if heads == 1:
-                    kernel.add(f"code = gq_edge_code(({value}) * ratio);")
-            kernel.add("const auto weight = [=](int at) {")
-            if heads == 1:
-                kernel.add("  const int found = __shfl_sync(GQ_ALL, code, at & 31);")
-                kernel.add("  return at < count ? found : 0;")
-            else:
-                kernel.add(f"  const int head = column < {columns} ? column / {width} : 0;")
-                kernel.add(f"  return at < count ? (int){weights}[(from + at) * {heads} + head] : 0;")
-            kernel.add("};")
-            shape = f"{bits}, {loaded}, {group}, {row_bytes}"
-            arguments = f"sums, weights, {codes} + at, column < {columns}, source, count, lane, weight"
-            kernel.add(f"gq_gather<{shape}>({arguments});")
+    with kernel.block(
+        f"for (int piece = 0; piece < {shape.row_bytes}; piece += {shape.group * shape.loaded})"
+    ):
+        kernel.add(f"const int at = piece + lane % {shape.group} * {shape.loaded};")
+        kernel.add(f"const int column = at * 8 / {shape.bits};")
+        kernel.add(f"int sums[{shape.each}] = {{}}, weights = 0, chunks = 0;")
+        kernel.add(f"long long from = begin + (together ? warp * {LANES} : 0);")
+        with kernel.block(f"for (int slot = lane; from < end; from += step, slot += {LANES})"):
+            _add_edges(values, kernel, node, shape)
             # 32 bits hold the sum of so many edges; what a warp has alone is less
             with kernel.block(f"if (together && (++chunks % {FLUSH} == 0 || from + step >= end))"):
-                kernel.add(f"gq_finish<{each}, {group}>(sums, weights, lane, [=](int j, int sum, int by) {{")
-                kernel.add(f"  const long long total = 2LL * sum - {zero2}LL * by;")
-                kernel.add(f"  if (column + j < {columns}) atomicAdd(totals + column + j, (unsigned long long)total);")
+                kernel.add(finish)
+                kernel.add(f"  const unsigned long long total = 2LL * sum - {zero2}LL * by;")
+                kernel.add(f"  if (column + j < {columns}) atomicAdd(totals + column + j, total);")
                 kernel.add("});")
         with kernel.block("if (!together)"):
-            kernel.add(f"gq_finish<{each}, {group}>(sums, weights, lane, [=](int j, int sum, int by) {{")
+            kernel.add(finish)
             kernel.add("  const int c = column + j;")
             kernel.add(f"  if (c < {columns}) {y}[c] = (float)(2 * sum - {zero2} * by) * {back}{mean};")
             kernel.add("});")
@@ -115,14 +127,59 @@ def begin(values: Values, node: Node) -> WarpKernel:
     return kernel
 
 
-def _largest(kernel: WarpKernel, src: str, value: str) -> None:
-    """``m``, the largest magnitude of the edges of the row, and ``ratio``, by which they become codes."""
+def _add_edges(values: Values, kernel: WarpKernel, node: Node, shape: _Shape) -> None:
+    """Add the weighted codes of up to 32 edges, of which each lane looks up one."""
+    heads, columns, q = shape.heads, shape.columns, node.inputs[0]
+    codes = kernel.pointer(f"codes.{values.quantizer(q, node).name}", "uint8")
+    src = kernel.pointer(f"{node.attrs['graph']}.src", "int32")
+    kernel.add("(void)slot;")
+    kernel.add("const long long e = from + lane;")
+    kernel.add(f"const int count = end - from < {LANES} ? (int)(end - from) : {LANES};")
+    kernel.add("int source = 0, code = 0;")
+    if heads == 1:
+        with kernel.block(f"if (e < end && slot < {KNOWN})"):
+            kernel.add("source = known_rows[warp][slot];")
+            kernel.add("code = gq_edge_code(known[warp][slot] * ratio);")
+        kernel.add("else")
+    with kernel.block("if (e < end)"):
+        kernel.add(f"const long long s = {src}[e];")
+        kernel.add(f"source = (int){values.source_row(kernel, q, 's')};")
+        if heads == 1:
+            kernel.add(f"code = gq_edge_code(({edge_value(values, kernel, node, 'e', 's')}) * ratio);")
+    kernel.add("(void)code;")
+    kernel.add("const auto weight = [=](int at) {")
+    if heads == 1:
+        kernel.add("  const int found = __shfl_sync(GQ_ALL, code, at & 31);")
+        kernel.add("  return at < count ? found : 0;")
+    else:
+        weights = kernel.pointer(f"edge_codes.{node.name}", "int8")
+        kernel.add(f"  const int head = column < {columns} ? column / {columns // heads} : 0;")
+        kernel.add(f"  return at < count ? (int){weights}[(from + at) * {heads} + head] : 0;")
+    kernel.add("};")
+    template = f"gq_gather<{shape.bits}, {shape.loaded}, {shape.group}, {shape.row_bytes}>"
+    kernel.add(f"{template}(sums, weights, {codes} + at, column < {columns}, source, count, lane, weight);")
+
+
+def _largest(values: Values, kernel: WarpKernel, node: Node) -> None:
+    """``m``, the largest magnitude of the edges of the row, and ``ratio``, by which they become codes.
+
+    What the first edges of every warp have is kept in shared memory.
+    """
+    src = kernel.pointer(f"{node.attrs['graph']}.src", "int32")
     kernel.share("__shared__ float best[4][32];", 512)
+    kernel.share(f"__shared__ float known[{WARPS}][{KNOWN}];", 4 * WARPS * KNOWN)
+    kernel.share(f"__shared__ int known_rows[{WARPS}][{KNOWN}];", 4 * WARPS * KNOWN)
     kernel.add("float m = 0.0f;")
+    kernel.add("int slot = lane;")
+    kernel.add("#pragma unroll 4")
     with kernel.block("for (long long e = begin + thread; e < end; e += step)"):
         kernel.add(f"const long long s = {src}[e];")
-        kernel.add("(void)s;")
-        kernel.add(f"m = gq_larger(m, fabsf({value}));")
+        kernel.add(f"const float value = {edge_value(values, kernel, node, 'e', 's')};")
+        with kernel.block(f"if (slot < {KNOWN})"):
+            row = values.source_row(kernel, node.inputs[0], "s")
+            kernel.add(f"known[warp][slot] = value, known_rows[warp][slot] = (int){row};")
+        kernel.add("slot += 32;")
+        kernel.add("m = gq_larger(m, fabsf(value));")
     kernel.add("m = together ? gq_block_largest<1>(m, best, warp, lane) : gq_warp_largest(m, 1);")
     kernel.add(f"const float ratio = gq_inverse(m, {literal(EDGE_LEVELS)});")
 

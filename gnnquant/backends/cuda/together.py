@@ -1,7 +1,7 @@
 """CUDA C++ for threads that work together, and the writer of kernels in which a warp has a row.
 
-Lanes of a warp share integers, whose sums have no order, and maxima; sums of floats are made by one lane, or by
-all lanes alike, in the order of the reference.
+Lanes of a warp share integers, whose sums have no order, and maxima; sums of floats are made by one lane, or
+by all lanes alike, in the order of the reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ TILE = 16
 """Rows that the tensor cores take at once."""
 WARPS = THREADS // LANES
 SHARED_BYTES = 40 << 10
-"""Shared memory that a block may use: 48 KiB need no asking, and several blocks should fit a multiprocessor."""
+"""Shared memory of a block: 48 KiB need no asking, and several blocks should fit a multiprocessor."""
+UNROLLED = 8
+"""Turns of a loop over columns whose loads are under way at once."""
 FLUSH = 1024
 """Chunks of 32 edges whose sum fits 32 bits: see ``source.SLICE``."""
 
@@ -33,7 +35,7 @@ GQ float gq_warp_largest(float x, int least) {
   return x;
 }
 
-// the largest of each column, of four warps that all call this; lanes with equal lane % COLUMNS have one column
+// the largest of each column, of four warps that all call this; lanes of one lane % COLUMNS have one column
 template <int COLUMNS> GQ float gq_block_largest(float x, float (*shared)[32], int warp, int lane) {
   x = gq_warp_largest(x, COLUMNS);
   __syncthreads();
@@ -60,37 +62,48 @@ template <int V> GQ void gq_load(unsigned (&to)[(V + 3) / 4], const unsigned cha
   }
 }
 
-// Of up to 32 edges, whose sources the lanes hold: weighted codes, V bytes of a row a lane. The lanes of a row
-// are a group; the groups of a warp take edges in turns, a few at once, so that many loads are under way.
-template <int BITS, int V, int GROUP, int STRIDE, class Weight>
-GQ void gq_gather(int (&sums)[V * 8 / BITS], int& weights, const unsigned char* codes, bool reads, int source,
-                  int count, int lane, Weight weight) {
-  constexpr int GROUPS = 32 / GROUP, AHEAD = GROUPS >= 16 ? 1 : GROUPS == 1 ? 8 : 16 / GROUPS;
-  for (int k = 0; k < count; k += GROUPS * AHEAD) {
-    unsigned words[AHEAD][(V + 3) / 4];
-    int by[AHEAD];
+// Of the edges from k on out of count, whose sources the lanes hold: weighted codes, V bytes of a row a lane.
+// The lanes of a row are a group; all groups of a warp take AHEAD edges each, which are loaded at once.
+template <int BITS, int V, int GROUP, int STRIDE, int AHEAD, class Weight>
+GQ void gq_some(int (&sums)[V * 8 / BITS], int& weights, const unsigned char* codes, bool reads, int source,
+                int k, int count, int lane, Weight weight) {
+  unsigned words[AHEAD][(V + 3) / 4];
+  int by[AHEAD];
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ++ahead) {
-      const int at = k + ahead * GROUPS + lane / GROUP;
-      const int row = __shfl_sync(GQ_ALL, source, at & 31);
-      by[ahead] = weight(at);
+  for (int ahead = 0; ahead < AHEAD; ++ahead) {
+    const int at = k + ahead * (32 / GROUP) + lane / GROUP;
+    const int row = __shfl_sync(GQ_ALL, source, at & 31);
+    by[ahead] = weight(at);
 #pragma unroll
-      for (int word = 0; word < (V + 3) / 4; ++word) words[ahead][word] = 0;
-      if (reads && at < count) gq_load<V>(words[ahead], codes + (long long)row * STRIDE);
-    }
+    for (int word = 0; word < (V + 3) / 4; ++word) words[ahead][word] = 0;
+    if (reads && at < count) gq_load<V>(words[ahead], codes + (long long)row * STRIDE);
+  }
 #pragma unroll
-    for (int ahead = 0; ahead < AHEAD; ++ahead) {
-      weights += by[ahead];
+  for (int ahead = 0; ahead < AHEAD; ++ahead) {
+    weights += by[ahead];
 #pragma unroll
-      for (int j = 0; j < V * 8 / BITS; ++j) {
-        sums[j] += by[ahead] * (int)((words[ahead][j * BITS / 32] >> (j * BITS % 32)) & ((1 << BITS) - 1));
-      }
+    for (int j = 0; j < V * 8 / BITS; ++j) {
+      sums[j] += by[ahead] * (int)((words[ahead][j * BITS / 32] >> (j * BITS % 32)) & ((1 << BITS) - 1));
     }
   }
 }
 
-// Adds up what the groups of a warp have. Each lane is left with some of the sums, which it gets the first of:
-// EACH / groups of them, or 1 that several lanes have.
+// Of up to 32 edges: many at once where there are many
+template <int BITS, int V, int GROUP, int STRIDE, class Weight>
+GQ void gq_gather(int (&sums)[V * 8 / BITS], int& weights, const unsigned char* codes, bool reads, int source,
+                  int count, int lane, Weight weight) {
+  constexpr int GROUPS = 32 / GROUP, MANY = GROUPS >= 4 ? GROUP : 8, FEW = MANY > 4 ? 4 : MANY > 2 ? 2 : 1;
+  int k = 0;
+  for (; count - k > GROUPS * FEW; k += GROUPS * MANY) {
+    gq_some<BITS, V, GROUP, STRIDE, MANY>(sums, weights, codes, reads, source, k, count, lane, weight);
+  }
+  for (; k < count; k += GROUPS * FEW) {
+    gq_some<BITS, V, GROUP, STRIDE, FEW>(sums, weights, codes, reads, source, k, count, lane, weight);
+  }
+}
+
+// Adds up what the groups of a warp have. Each lane is left with some of the sums, from the
+// returned one on: EACH / groups of them, or 1 that several lanes have.
 template <int EACH, int GROUP> GQ int gq_scatter(int (&sums)[EACH], int& weights, int lane) {
   int first = 0, left = EACH;
 #pragma unroll
@@ -114,7 +127,8 @@ template <int EACH, int GROUP> GQ int gq_scatter(int (&sums)[EACH], int& weights
 }
 
 // gq_scatter, then put(j, sum, weights) for each of the sums, by one lane; they begin anew
-template <int EACH, int GROUP, class Put> GQ void gq_finish(int (&sums)[EACH], int& weights, int lane, Put put) {
+template <int EACH, int GROUP, class Put>
+GQ void gq_finish(int (&sums)[EACH], int& weights, int lane, Put put) {
   constexpr int GROUPS = 32 / GROUP, LEFT = EACH > GROUPS ? EACH / GROUPS : 1;
   const int first = gq_scatter<EACH, GROUP>(sums, weights, lane);
 #pragma unroll
@@ -154,8 +168,8 @@ GQ void gq_mma(int (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
 }
 #endif
 
-// 16 rows of codes by TILES x 8 columns of a weight: lane / 4 is the row, and that + 8; codes of rows that are
-// not there are null
+// 16 rows of codes by TILES x 8 columns of a weight: lane / 4 is the row, and that + 8; codes of rows that
+// are not there are null
 template <int BITS, int TILES, int BLOCKS, int ALL, int STRIDE>
 GQ void gq_product(int (&sums)[TILES][4], const unsigned char* upper, const unsigned char* lower,
                    const signed char* weight, int first, int lane) {
@@ -185,8 +199,8 @@ class WarpKernel(Kernel):
     """A kernel in which a warp has a row ``r``, and knows its ``warp`` and ``lane``.
 
     With ``crowded``, a graph, rows are its destinations. Those with many edges have a whole block, of which
-    all warps run the body: ``together`` is true then, ``thread`` and ``step`` are the first edge of a thread and
-    how many edges are between its edges.
+    all warps run the body: ``together`` is true then, ``thread`` and ``step`` are the first edge of a thread
+    and how many edges are between its edges.
 
     Attributes:
         crowded: See there; "": no graph.
@@ -219,7 +233,8 @@ class WarpKernel(Kernel):
         indptr = self.pointer(f"{self.crowded}.indptr", "int32")
         return [
             f"const bool together = blockIdx.x < {alone};",
-            f"const long long place = together ? blockIdx.x : {alone} + (blockIdx.x - {alone}) * {WARPS} + warp;",
+            f"const long long later = {alone} + (blockIdx.x - {alone}) * {WARPS} + warp;",
+            "const long long place = together ? blockIdx.x : later;",
             f"if (place >= {count}) return;",
             f"const long long r = {order}[place];",
             f"const long long begin = {indptr}[r], end = {indptr}[r + 1];",
@@ -251,8 +266,12 @@ class WarpKernel(Kernel):
     @contextmanager
     def columns(self, count: int, column: str = "c") -> Iterator[None]:
         """A loop over columns, which the lanes share out; then all lanes see what was written."""
-        with self.block(f"for (int {column} = lane; {column} < {count}; {column} += {LANES})"):
-            yield
+        steps = -(-count // LANES)
+        self.add(f"#pragma unroll {min(steps, UNROLLED)}")
+        with self.block(f"for (int turn = 0; turn < {steps}; ++turn)"):
+            self.add(f"const int {column} = turn * {LANES} + lane;")
+            with self.block(f"if ({column} < {count})" if count % LANES else ""):
+                yield
         self.add("__syncwarp();")
 
 

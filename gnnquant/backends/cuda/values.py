@@ -33,7 +33,9 @@ LIGHT = ELEMENTWISE | {"dequantize", "concat"}
 ONCE = LIGHT | {"reduce"}
 """Operations that read each element of an operand of their own shape once."""
 
-_CHEAP = frozenset({"dequantize", "add", "sub", "mul", "neg", "abs", "relu", "leaky_relu", "maximum", "minimum"})
+_CHEAP = frozenset(
+    {"dequantize", "add", "sub", "mul", "neg", "abs", "relu", "leaky_relu", "maximum", "minimum"}
+)
 _CHEAP_STEPS = 3
 
 _ELEMENTWISE: dict[str, str] = {
@@ -280,7 +282,7 @@ class Values:
 
 
 def stride(node: Node) -> int:
-    """Bytes of one row of codes of the quantizer ``node``: those of a multiple of 16 codes, padded with zeros.
+    """Bytes of one row of codes of the quantizer ``node``: of a multiple of 16 codes, padded with zeros.
 
     Rows then begin where 16 codes can be loaded at once.
     """

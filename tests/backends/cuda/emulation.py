@@ -71,7 +71,9 @@ def image_of(source: str) -> bytes:
     if source not in _images:
         bodies = re.split(r"__launch_bounds__\(\d+\) ", source)[1:]
         assert bodies
-        ways = {body.partition("(")[0]: "launch_together" if "int lane" in body else "launch" for body in bodies}
+        ways = {
+            body.partition("(")[0]: "launch_together" if "int lane" in body else "launch" for body in bodies
+        }
         launchers = "\n".join(f"LAUNCHER({name}, {way})" for name, way in ways.items())
         text = "\n".join([(HERE / "shim.h").read_text(encoding="utf-8"), source, launchers])
         _images[source] = library(f"kernels{len(_images)}", text)

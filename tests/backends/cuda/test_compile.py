@@ -274,19 +274,3 @@ def test_nvcc_is_found_under_cuda_home(tmp_path: Path, monkeypatch: pytest.Monke
     script.write_text("#!/is/not/here\n")
     with pytest.raises(BackendError, match="could not be run"):
         nvcc.build_fatbin("")
-
-
-# ---------------------------------------------------------------- a real GPU
-
-
-@pytest.mark.skipif(bool(LACKING), reason=f"needs {LACKING}")
-@pytest.mark.parametrize("name", ["gcn-8", "gcn-2", "gat-4", "gatv2-8", "pooled", "shapes", "floats"])
-def test_a_gpu_equals_the_reference(name: str) -> None:
-    from gnnquant.backends.cuda import build
-    from tests.backends.cuda.test_kernels import compare_on
-
-    graph = graph_of(name)
-    program, fatbin = build(graph)
-    metadata = {"target": host.gpu_requirements(nvcc.ARCHITECTURES), "bits": 0, "sites": {}}
-    payload = emulation.ArtifactPayload(program.plan, program.constants, fatbin, metadata)
-    compare_on(model_from_payload(payload), graph, [graphs.values(graph, *size) for size in GRAPHS])
