@@ -80,19 +80,19 @@ def _on_gpu(options: argparse.Namespace) -> int:
     folder = options.results or _results("speed-cuda")
     models = [name for name in options.models if name in gpu.MODELS_ON_GPU]
     runs = [gpu.GpuRun(model, graph, options.seconds) for graph in options.graphs for model in models]
+    checks_file = folder / "checks.txt"
+    checks = checks_file.read_text(encoding="utf-8").splitlines() if checks_file.is_file() else []
     failures: list[str] = []
     if options.check:
-        checks = gpu.check_all(runs, gpu.workers())
+        found = gpu.check_all(runs, gpu.workers())
+        failures = [line for line in found if not line.endswith("every bit")]
+        checks = sorted({*checks, *found})
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checks.txt").write_text("\n".join(checks) + "\n", encoding="utf-8")
-        print("\n".join(checks))
-        failures = [line for line in checks if not line.endswith("every bit")]
+        checks_file.write_text("\n".join(checks) + "\n", encoding="utf-8")
     elif not options.show:
         gpu.build_ahead([run for run in runs if result_of(run, folder) is None], gpu.workers())
         failures = run_jobs(gpu.perform, runs, folder, workers=1, label="rows")
     print("\n".join(failures), file=sys.stderr)
-    checks_file = folder / "checks.txt"
-    checks = checks_file.read_text(encoding="utf-8").splitlines() if checks_file.is_file() else []
     text = gpu_table.document(
         [found for run in runs if (found := result_of(run, folder)) is not None], checks
     )

@@ -20,6 +20,7 @@ from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
 from benchmarks.speed.runs import COMPILED, EAGER, HALF, OWN, SORTED, WIDTHS, quantized_model, some_nodes
 from gnnquant.config import FLOAT_BITS
+from gnnquant.runtime.cuda import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +153,7 @@ def kernel_times(
             begin.record()
             with executor._gpu.current():
                 for _ in range(IN_A_ROW):
-                    executor._gpu.launch(launch.function, launch.blocks, 128, launch.arguments, stream)
+                    executor._gpu.launch(launch.function, launch.blocks, THREADS, launch.arguments, stream)
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end) / IN_A_ROW)

@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
 GPU = "cuda:0"
 """torch's name of the GPU that models run on."""
-THREADS = 128
+THREADS = 256
 """Threads of a block: the kernels are made for this number."""
 ALIGNMENT = 256
-CROWDED = 256
-"""Destinations with more edges than this get a block of threads, others a warp."""
 GRAPH_PARTS = ("indptr", *EDGE_PARTS, ORDER)
 FLAG = "not_finite"
 """The buffer that kernels write 1 to where a float input is NaN or infinite."""
@@ -100,7 +98,8 @@ class CudaExecutor:
     Buffers between kernels are kept for the next call. ``plan.notes["launches"]`` has, for
     every call of the plan, ``"work"`` (a space and the threads for each of its rows), ``"scalars"`` (what
     follows the pointers among the arguments: ``["rows", space]``, or ``["float", bits]``) and
-    maybe ``"crowded"``: a graph whose crowded destinations get a block each, before all others;
+    maybe ``"crowded"``: a graph whose crowded destinations get a block each, before all others. Crowded are
+    those with more edges than ``plan.notes["crowded"]``; they are the index array ``<graph>.order``.
     ``"checked"`` names the float inputs in which kernels look for NaN; ``"reads"`` is that of
     ``TvmExecutor``.
 
@@ -119,6 +118,7 @@ class CudaExecutor:
     def __init__(self, plan: Plan, constants: Mapping[str, NDArray[Any]], image: bytes) -> None:
         check_plan(plan, constants)
         self._notes = _launches(plan)
+        self._crowded = plan.notes.get("crowded", 0)
         self.checks_finite = frozenset(plan.notes.get("checked", ()))
         self._plan = plan
         self._buffers = {buffer.name: buffer for buffer in plan.buffers}
@@ -153,7 +153,8 @@ class CudaExecutor:
             graph = _csr(index.graphs[name])
             sizes[name] = graph["src"].size
             if ORDER in parts:
-                graph[ORDER], sizes[f"{name}.crowded"] = _order(graph["indptr"])
+                crowded = graph[ORDER] = np.flatnonzero(np.diff(graph["indptr"]) > self._crowded)
+                sizes[f"{name}.crowded"] = crowded.size
             arrays |= {f"{name}.{part}": graph[part] for part in parts}
         check_reads(self._plan, index, sizes)
         for buffer in self._plan.buffers:
@@ -347,7 +348,7 @@ class _Note:
     def blocks(self, sizes: Mapping[str, int]) -> int:
         """Blocks of threads for graphs of this size."""
         alone = sizes[f"{self.crowded}.crowded"] if self.crowded else 0
-        return alone - (alone - sizes[self.space]) * self.each // THREADS
+        return alone - (-sizes[self.space] * self.each // THREADS)
 
     def arguments(self, sizes: Mapping[str, int]) -> list[Any]:
         """What follows the pointers."""
@@ -367,6 +368,8 @@ def _launches(plan: Plan) -> list[_Note]:
     floats = {item.name for item in plan.inputs if item.kind == "rows"}
     if not floats.issuperset(plan.notes.get("checked", ())):
         raise ArtifactError("the plan is malformed: it looks for NaN where there are no floats")
+    if not isinstance(plan.notes.get("crowded", 0), int):
+        raise ArtifactError("the plan is malformed: it does not say when a destination is crowded")
     return [_note(call.function, note, spaces, graphs) for call, note in zip(plan.calls, notes, strict=True)]
 
 
@@ -390,12 +393,6 @@ def _csr(graph: EdgeList) -> dict[str, NDArray[np.int64]]:
     indptr = np.zeros(graph.destinations + 1, np.int64)
     np.cumsum(np.bincount(edges.dst, minlength=graph.destinations), out=indptr[1:])
     return {"indptr": indptr, "src": edges.src, "dst": edges.dst, "edge_id": edges.edge_id}
-
-
-def _order(indptr: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Destinations, those first that have more than ``CROWDED`` edges; and how many these are."""
-    crowded = np.diff(indptr) > CROWDED
-    return np.argsort(~crowded, kind="stable"), int(crowded.sum())
 
 
 def _named(plan: Plan, kind: str) -> list[str]:

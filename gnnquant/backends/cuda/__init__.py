@@ -72,7 +72,7 @@ def generate(graph: IntegerGraph) -> Program:
         BackendError: Naming the node that has no kernel, and why.
     """
     from gnnquant.backends.cuda.source import PRELUDE
-    from gnnquant.backends.cuda.together import LIBRARY
+    from gnnquant.backends.cuda.together import CROWDED, LIBRARY
     from gnnquant.backends.cuda.values import Values, stored_values
 
     graph.verify()
@@ -110,6 +110,7 @@ def generate(graph: IntegerGraph) -> Program:
             "launches": launches,
             "reads": list(graph.reads()),
             "checked": sorted(values.checked),
+            "crowded": CROWDED,
         },
     )
     kept = {buffer.name for buffer in buffers}

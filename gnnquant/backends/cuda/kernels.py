@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gnnquant.backends.cuda.rows import reduced
 from gnnquant.backends.cuda.source import SLICE, THREADS, Kernel, accumulator, literal
 from gnnquant.backends.cuda.sums import AT_LEAST_ONE, edge_value
-from gnnquant.backends.cuda.together import LANES, WarpKernel
+from gnnquant.backends.cuda.together import BEST, BEST_BYTES, LANES, WarpKernel
 from gnnquant.backends.cuda.values import broadcast, refuse
 from gnnquant.integer_graph import EDGE_LEVELS, ONE
 
@@ -188,7 +188,7 @@ def _begin_edges(kernel: WarpKernel, columns: int) -> str:
 
 def _largest_of_all(kernel: WarpKernel, name: str, columns: int) -> None:
     """Let all threads of a row know the largest of their variables ``name``, by columns."""
-    kernel.share("__shared__ float best[4][32];", 512)
+    kernel.share(BEST, BEST_BYTES)
     alone, block = (
         f"gq_warp_largest({name}, {columns})",
         f"gq_block_largest<{columns}>({name}, best, warp, lane)",

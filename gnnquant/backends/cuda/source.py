@@ -19,7 +19,7 @@ from gnnquant.integer_graph import EDGE_LEVELS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-THREADS = 128
+THREADS = 256
 """Threads of a block."""
 SLICE = 32768
 """Edges whose sum fits 32 bits: 127 * 510 * 32768 < 2^31."""

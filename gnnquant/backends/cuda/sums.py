@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gnnquant.backends.cuda.source import THREADS, literal
-from gnnquant.backends.cuda.together import FLUSH, LANES, SHARED_BYTES, WARPS, WarpKernel
+from gnnquant.backends.cuda.together import BEST, BEST_BYTES, FLUSH, LANES, SHARED_BYTES, WARPS, WarpKernel
 from gnnquant.backends.cuda.values import stride
 from gnnquant.integer_graph import EDGE_LEVELS
 
@@ -133,19 +133,20 @@ def _add_edges(values: Values, kernel: WarpKernel, node: Node, shape: _Shape) ->
     codes = kernel.pointer(f"codes.{values.quantizer(q, node).name}", "uint8")
     src = kernel.pointer(f"{node.attrs['graph']}.src", "int32")
     kernel.add("(void)slot;")
-    kernel.add("const long long e = from + lane;")
     kernel.add(f"const int count = end - from < {LANES} ? (int)(end - from) : {LANES};")
     kernel.add("int source = 0, code = 0;")
     if heads == 1:
-        with kernel.block(f"if (e < end && slot < {KNOWN})"):
-            kernel.add("source = known_rows[warp][slot];")
-            kernel.add("code = gq_edge_code(known[warp][slot] * ratio);")
-        kernel.add("else")
-    with kernel.block("if (e < end)"):
-        kernel.add(f"const long long s = {src}[e];")
-        kernel.add(f"source = (int){values.source_row(kernel, q, 's')};")
-        if heads == 1:
-            kernel.add(f"code = gq_edge_code(({edge_value(values, kernel, node, 'e', 's')}) * ratio);")
+        # what is known of the first edges was overwritten where there are several pieces
+        first = f"slot >= {KNOWN}" if shape.row_bytes <= shape.group * shape.loaded else "true"
+        with kernel.block(f"if ({first} && slot % {KNOWN} == lane)"):
+            _look_up(values, kernel, node, "from + turn * (long long)step + lane", KNOWN // LANES)
+        with kernel.block("if (from + lane < end)"):
+            kernel.add(f"source = known_rows[warp][slot % {KNOWN}];")
+            kernel.add(f"code = gq_edge_code(known[warp][slot % {KNOWN}] * ratio);")
+    else:
+        with kernel.block("if (from + lane < end)"):
+            kernel.add(f"const long long s = {src}[from + lane];")
+            kernel.add(f"source = (int){values.source_row(kernel, q, 's')};")
     kernel.add("(void)code;")
     kernel.add("const auto weight = [=](int at) {")
     if heads == 1:
@@ -166,22 +167,35 @@ def _largest(values: Values, kernel: WarpKernel, node: Node) -> None:
     What the first edges of every warp have is kept in shared memory.
     """
     src = kernel.pointer(f"{node.attrs['graph']}.src", "int32")
-    kernel.share("__shared__ float best[4][32];", 512)
+    kernel.share(BEST, BEST_BYTES)
     kernel.share(f"__shared__ float known[{WARPS}][{KNOWN}];", 4 * WARPS * KNOWN)
     kernel.share(f"__shared__ int known_rows[{WARPS}][{KNOWN}];", 4 * WARPS * KNOWN)
     kernel.add("float m = 0.0f;")
     kernel.add("int slot = lane;")
     kernel.add("#pragma unroll 4")
-    with kernel.block("for (long long e = begin + thread; e < end; e += step)"):
+    with kernel.block(f"for (long long e = begin + thread; e < end; e += step, slot += {LANES})"):
         kernel.add(f"const long long s = {src}[e];")
         kernel.add(f"const float value = {edge_value(values, kernel, node, 'e', 's')};")
         with kernel.block(f"if (slot < {KNOWN})"):
             row = values.source_row(kernel, node.inputs[0], "s")
             kernel.add(f"known[warp][slot] = value, known_rows[warp][slot] = (int){row};")
-        kernel.add("slot += 32;")
         kernel.add("m = gq_larger(m, fabsf(value));")
     kernel.add("m = together ? gq_block_largest<1>(m, best, warp, lane) : gq_warp_largest(m, 1);")
     kernel.add(f"const float ratio = gq_inverse(m, {literal(EDGE_LEVELS)});")
+
+
+def _look_up(values: Values, kernel: WarpKernel, node: Node, edge: str, turns: int) -> None:
+    """Let each lane look up the weights and sources of several edges at once."""
+    src = kernel.pointer(f"{node.attrs['graph']}.src", "int32")
+    kernel.add("#pragma unroll")
+    with kernel.block(f"for (int turn = 0; turn < {turns}; ++turn)"):
+        kernel.add(f"const long long e = {edge};")
+        with kernel.block("if (e < end)"):
+            kernel.add(f"const long long s = {src}[e];")
+            row = values.source_row(kernel, node.inputs[0], "s")
+            kernel.add(f"known_rows[warp][turn * {LANES} + lane] = (int){row};")
+            value = edge_value(values, kernel, node, "e", "s")
+            kernel.add(f"known[warp][turn * {LANES} + lane] = {value};")
 
 
 def _loaded(bits: int, row_bytes: int, width: int) -> int:

@@ -21,8 +21,12 @@ TILE = 16
 WARPS = THREADS // LANES
 SHARED_BYTES = 40 << 10
 """Shared memory of a block: 48 KiB need no asking, and several blocks should fit a multiprocessor."""
+CROWDED = 256
+"""Destinations with more edges than this get a block of threads, others a warp."""
 UNROLLED = 8
 """Turns of a loop over columns whose loads are under way at once."""
+BEST, BEST_BYTES = f"__shared__ float best[{WARPS}][{LANES}];", 4 * THREADS
+"""Shared memory of ``gq_block_largest``."""
 FLUSH = 1024
 """Chunks of 32 edges whose sum fits 32 bits: see ``source.SLICE``."""
 
@@ -35,13 +39,14 @@ GQ float gq_warp_largest(float x, int least) {
   return x;
 }
 
-// the largest of each column, of four warps that all call this; lanes of one lane % COLUMNS have one column
-template <int COLUMNS> GQ float gq_block_largest(float x, float (*shared)[32], int warp, int lane) {
+// the largest of each column, of all warps of a block; lanes of one lane % COLUMNS have one column
+template <int COLUMNS, int WARPS>
+GQ float gq_block_largest(float x, float (&shared)[WARPS][32], int warp, int lane) {
   x = gq_warp_largest(x, COLUMNS);
   __syncthreads();
   shared[warp][lane] = x;
   __syncthreads();
-  for (int other = 0; other < 4; ++other) x = gq_larger(x, shared[other][lane]);
+  for (int other = 0; other < WARPS; ++other) x = gq_larger(x, shared[other][lane]);
   return x;
 }
 
@@ -233,11 +238,11 @@ class WarpKernel(Kernel):
         indptr = self.pointer(f"{self.crowded}.indptr", "int32")
         return [
             f"const bool together = blockIdx.x < {alone};",
-            f"const long long later = {alone} + (blockIdx.x - {alone}) * {WARPS} + warp;",
-            "const long long place = together ? blockIdx.x : later;",
-            f"if (place >= {count}) return;",
-            f"const long long r = {order}[place];",
+            f"const long long own_row = (blockIdx.x - {alone}) * {WARPS} + warp;",
+            f"const long long r = together ? {order}[blockIdx.x] : own_row;",
+            f"if (r >= {count}) return;",
             f"const long long begin = {indptr}[r], end = {indptr}[r + 1];",
+            f"if (!together && end - begin > {CROWDED}) return;",
             f"const int thread = together ? threadIdx.x : lane, step = together ? {THREADS} : {LANES};",
             "(void)thread, (void)step;",
             *(["float* const mine = own[together ? 0 : warp];"] if self._floats else []),

@@ -51,7 +51,7 @@ static inline unsigned long long atomicAdd(unsigned long long* to, unsigned long
 
 // ---------------------------------------------------------------- threads that wait for each other
 
-enum { MOST = 128, STACK = 1 << 17 };
+enum { MOST = 256, STACK = 1 << 17 };
 struct Fiber {
   ucontext_t context;
   jmp_buf place;
