@@ -84,9 +84,9 @@ def _on_gpu(options: argparse.Namespace) -> int:
     checks = checks_file.read_text(encoding="utf-8").splitlines() if checks_file.is_file() else []
     failures: list[str] = []
     if options.check:
-        found = gpu.check_all(runs, gpu.workers())
-        failures = [line for line in found if not line.endswith("every bit")]
-        checks = sorted({*checks, *found})
+        compared = gpu.check_all(runs, gpu.workers())
+        failures = [line for line in compared if not line.endswith("every bit")]
+        checks = sorted({*checks, *compared})
         folder.mkdir(parents=True, exist_ok=True)
         checks_file.write_text("\n".join(checks) + "\n", encoding="utf-8")
     elif not options.show:

@@ -18,7 +18,18 @@ from benchmarks.report import code_state
 from benchmarks.speed.graphs import RANDOM, load
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.rivals import SortedModel
-from benchmarks.speed.runs import COMPILED, EAGER, HALF, OWN, SORTED, WIDTHS, quantized_model, some_nodes
+from benchmarks.speed.runs import (
+    COMPILED,
+    EAGER,
+    HALF,
+    OWN,
+    SORTED,
+    WIDTHS,
+    inference,
+    quantized_model,
+    some_nodes,
+    torch_compiled,
+)
 from gnnquant.config import FLOAT_BITS
 from gnnquant.runtime.cuda import THREADS
 
@@ -197,22 +208,9 @@ def _rivals(
     """What is timed of others; facts about their making go to ``rows``."""
     calls: dict[str, Callable[[], Tensor]] = {}
 
-    @torch.inference_mode()
-    def eager() -> Tensor:
-        scores: Tensor = model(x, edge_index)
-        return scores
-
-    calls[EAGER] = eager
+    calls[EAGER] = inference(model, x, edge_index)
     if compiled:
-        torch._dynamo.reset()
-        made = torch.compile(copy.deepcopy(model), dynamic=False)
-
-        @torch.inference_mode()
-        def compiled_by_torch() -> Tensor:
-            scores: Tensor = made(x, edge_index)
-            return scores
-
-        _try(compiled_by_torch, COMPILED, calls, rows)
+        _try(inference(torch_compiled(model), x, edge_index), COMPILED, calls, rows)
     else:
         rows[COMPILED]["skipped"] = "not asked for"
     rival = SortedModel(model, edge_index, x.size(0))

@@ -138,31 +138,37 @@ def perform(run: Run) -> dict[str, Any]:
     }
 
 
+def inference(model: Callable[..., Any], x: Tensor, edge_index: Tensor) -> Callable[[], Tensor]:
+    """A call of a torch model, without gradients."""
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        scores: Tensor = model(x, edge_index)
+        return scores
+
+    return call
+
+
+def torch_compiled(model: nn.Module) -> Callable[..., Any]:
+    """What ``torch.compile`` makes of a copy of ``model``, for inputs of one size."""
+    torch._dynamo.reset()
+    compiled: Callable[..., Any] = torch.compile(copy.deepcopy(model), dynamic=False)
+    return compiled
+
+
 def _rivals(
     model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]], *, messages: bool
 ) -> dict[str, Callable[[], Tensor]]:
     """What is timed of others; facts about their making go to ``rows``."""
     calls: dict[str, Callable[[], Tensor]] = {}
 
-    @torch.inference_mode()
-    def eager() -> Tensor:
-        scores: Tensor = model(x, edge_index)
-        return scores
-
     # each edge's message, and the copy of it that has a weight
     needed = 2 * edge_index.size(1) * _widest(model, x) * 4
     if not messages:
         rows[EAGER]["skipped"] = rows[COMPILED]["skipped"] = "not asked for"
     elif needed < SPARE * available_bytes():
-        calls[EAGER] = eager
-        torch._dynamo.reset()
-        compiled_model = torch.compile(copy.deepcopy(model), dynamic=False)
-
-        @torch.inference_mode()
-        def compiled_by_torch() -> Tensor:
-            scores: Tensor = compiled_model(x, edge_index)
-            return scores
-
+        calls[EAGER] = inference(model, x, edge_index)
+        compiled_by_torch = inference(torch_compiled(model), x, edge_index)
         start = time.perf_counter()
         try:
             compiled_by_torch()
