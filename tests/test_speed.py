@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gnnquant
-from benchmarks.speed import elsewhere
+from benchmarks.speed import elsewhere, gpu, gpu_table
 from benchmarks.speed.graphs import PowerLaw
 from benchmarks.speed.guard import compare
 from benchmarks.speed.memory import peak_bytes, read_bandwidth
@@ -179,3 +179,32 @@ def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_runs_have_files_of_their_own() -> None:
     keys = {Run(model, "Cora", threads).key for model in MODELS for threads in (1, 2)}
     assert len(keys) == 2 * len(MODELS)
+
+
+def test_document_of_a_gpu() -> None:
+    """Speed-ups refer to the strongest float32; what was not measured is a dash."""
+    rows: dict[str, dict[str, Any]] = {name: {} for name in gpu.CONTESTANTS}
+    for name, value in ((EAGER, 4.0), (SORTED, 2.0), (OWN[32], 3.0), (OWN[8], 1.0), (OWN[4], 0.5)):
+        rows[name] = {"times": [value] * 3, "median": value, "kernels": [["gemm_0", 0.25], ["spmm_1", 0.5]]}
+    facts = {
+        "nodes": 5,
+        "edges": 7,
+        "features": 3,
+        "checked": True,
+        "gpu": "a card",
+        "cuda": "13",
+        "code": "x",
+    }
+    result = {
+        "job": {"model": "gcn64", "graph": "Cora"},
+        "result": {"rows": rows, **facts},
+        "machine": "here",
+        "versions": {"torch": "2"},
+    }
+    text = gpu_table.document([result], ["Cora, GCN, 64, INT8: every bit"])
+    assert (
+        "| 2.000 (torch CSR) | 1.000 (2.00x) | 0.500 (4.00x) | – | 2.0x / 4.0x / – | 4.0x / 8.0x / – |"
+        in text
+    )
+    assert "| GCN, 64 | 2, 750 | 2, 750 | 0, 0 |" in text
+    assert "every bit" in text

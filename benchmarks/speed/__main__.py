@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def main() -> int:
     """Measure what is asked for and not done yet; 1 where a run failed."""
     options = _parser().parse_args()
-    folder = options.results
+    if options.device == "cuda":
+        return _on_gpu(options)
+    folder = options.results or _results("speed")
     if options.quick:
         return _quick(folder / "quick", save=options.save)
     runs = [
@@ -71,6 +73,39 @@ def _quick(folder: Path, *, save: bool) -> int:
     return 1 if worse else 0
 
 
+def _on_gpu(options: argparse.Namespace) -> int:
+    """The same rows on a GPU, with its own rivals and document."""
+    from benchmarks.speed import gpu, gpu_table
+
+    folder = options.results or _results("speed-cuda")
+    models = [name for name in options.models if name in gpu.MODELS_ON_GPU]
+    runs = [gpu.GpuRun(model, graph, options.seconds) for graph in options.graphs for model in models]
+    checks_file = folder / "checks.txt"
+    checks = checks_file.read_text(encoding="utf-8").splitlines() if checks_file.is_file() else []
+    failures: list[str] = []
+    if options.check:
+        compared = gpu.check_all(runs, gpu.workers())
+        failures = [line for line in compared if not line.endswith("every bit")]
+        checks = sorted({*checks, *compared})
+        folder.mkdir(parents=True, exist_ok=True)
+        checks_file.write_text("\n".join(checks) + "\n", encoding="utf-8")
+    elif not options.show:
+        gpu.build_ahead([run for run in runs if result_of(run, folder) is None], gpu.workers())
+        failures = run_jobs(gpu.perform, runs, folder, workers=1, label="rows")
+    print("\n".join(failures), file=sys.stderr)
+    text = gpu_table.document(
+        [found for run in runs if (found := result_of(run, folder)) is not None], checks
+    )
+    print(text)
+    if options.table is not None:
+        options.table.write_text(text, encoding="utf-8")
+    return 1 if failures else 0
+
+
+def _results(name: str) -> Path:
+    return Path(os.environ.get("GNNQUANT_RESULTS", "results")) / name
+
+
 def _found(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
     return [found for run in runs if (found := result_of(run, folder)) is not None]
 
@@ -79,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
         description="Latency and memory of compiled models beside the strongest float rivals, in one "
-        "process. One JSON file per row in results/speed (GNNQUANT_RESULTS); rows that are there are not "
-        "repeated.",
+        "process. One JSON file per row in results/speed or results/speed-cuda (GNNQUANT_RESULTS); rows "
+        "that are there are not repeated.",
     )
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--graphs", choices=GRAPHS, default=list(GRAPHS), nargs="+", metavar="NAME")
@@ -90,9 +125,12 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="compare a few rows with those kept in results/speed/quick"
     )
     parser.add_argument("--save", action="store_true", help="with --quick: keep the rows of this run instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: on the first GPU")
+    parser.add_argument(
+        "--check", action="store_true", help="with --device cuda: only compare all scores with the reference"
+    )
     parser.add_argument("--show", action="store_true", help="run nothing, write what is known")
-    default = Path(os.environ.get("GNNQUANT_RESULTS", "results")) / "speed"
-    parser.add_argument("--results", type=Path, default=default, help="folder of the JSON files")
+    parser.add_argument("--results", type=Path, help="folder of the JSON files (default: as above)")
     parser.add_argument("--table", type=Path, help="write this Markdown file, and plots beside it")
     return parser
 

@@ -41,10 +41,10 @@ from benchmarks.speed.runs import (
     SOURCES,
     WIDTHS,
     Run,
-    calibration_data,
     compare_scores,
     quantized_model,
     rival_calls,
+    some_nodes,
 )
 from benchmarks.speed.table import document, missed_targets
 from gnnquant.timing import interleaved_times
@@ -99,7 +99,7 @@ def build(folder: Path, runs: list[ShippedRun], target: dict[str, Any]) -> None:
         model = MODELS[run.model].build(x.size(1), classes)
         digests = {"inputs": _digest(x, edge_index)}
         for bits, name in OWN.items():
-            q = quantized_model(model, calibration_data(x, edge_index), bits)
+            q = quantized_model(model, some_nodes(x, edge_index), bits)
             gnnquant.compile(q, target=target, threads=run.threads).save(folder / run.artifact(name))
             if bits in WIDTHS:
                 digests[name] = _digest(gnnquant.compile(q, threads=2)(x, edge_index))

@@ -59,7 +59,9 @@ class SortedModel:
         self.degree = torch.bincount(dst, minlength=self.nodes)
         self.indptr = F.pad(self.degree.cumsum(0), (1, 0))
         self.src, self.dst = src[order], dst[order]
-        self.matrix = self.sparse(torch.ones(src.numel()) if weight is None else weight[order])
+        self.matrix = self.sparse(
+            torch.ones(src.numel(), device=src.device) if weight is None else weight[order]
+        )
 
     def sparse(self, values: Tensor) -> Tensor:
         """The sorted edges as a matrix [N, N] with the given values."""
@@ -119,7 +121,7 @@ def _sage(it: SortedModel, x: Tensor) -> Tensor:
 
 
 def _summed(it: SortedModel, edge_index: Tensor) -> None:
-    loops = torch.arange(it.nodes).expand(2, -1)
+    loops = torch.arange(it.nodes, device=edge_index.device).expand(2, -1)
     it.sort(torch.cat([edge_index, loops], dim=1), None)
 
 

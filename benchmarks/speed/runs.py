@@ -101,7 +101,7 @@ def perform(run: Run) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     calls = rival_calls(model, x, edge_index, rows, messages=run.messages)
     own: dict[str, gnnquant.CompiledModel] = {}
-    few = calibration_data(x, edge_index)
+    few = some_nodes(x, edge_index)
     quantized = {name: quantized_model(model, few, bits) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
@@ -138,31 +138,37 @@ def perform(run: Run) -> dict[str, Any]:
     }
 
 
+def inference(model: Callable[..., Any], x: Tensor, edge_index: Tensor) -> Callable[[], Tensor]:
+    """A call of a torch model, without gradients."""
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        scores: Tensor = model(x, edge_index)
+        return scores
+
+    return call
+
+
+def torch_compiled(model: nn.Module) -> Callable[..., Any]:
+    """What ``torch.compile`` makes of a copy of ``model``, for inputs of one size."""
+    torch._dynamo.reset()
+    compiled: Callable[..., Any] = torch.compile(copy.deepcopy(model), dynamic=False)
+    return compiled
+
+
 def rival_calls(
     model: nn.Module, x: Tensor, edge_index: Tensor, rows: dict[str, dict[str, Any]], *, messages: bool
 ) -> dict[str, Callable[[], Tensor]]:
     """What is timed of others; facts about their making go to ``rows``."""
     calls: dict[str, Callable[[], Tensor]] = {}
 
-    @torch.inference_mode()
-    def eager() -> Tensor:
-        scores: Tensor = model(x, edge_index)
-        return scores
-
     # each edge's message, and the copy of it that has a weight
     needed = 2 * edge_index.size(1) * _widest(model, x) * 4
     if not messages:
         rows[EAGER]["skipped"] = rows[COMPILED]["skipped"] = "not asked for"
     elif needed < SPARE * available_bytes():
-        calls[EAGER] = eager
-        torch._dynamo.reset()
-        compiled_model = torch.compile(copy.deepcopy(model), dynamic=False)
-
-        @torch.inference_mode()
-        def compiled_by_torch() -> Tensor:
-            scores: Tensor = compiled_model(x, edge_index)
-            return scores
-
+        calls[EAGER] = inference(model, x, edge_index)
+        compiled_by_torch = inference(torch_compiled(model), x, edge_index)
         start = time.perf_counter()
         try:
             compiled_by_torch()
@@ -252,14 +258,14 @@ def _exported(
     return call
 
 
-def calibration_data(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+def some_nodes(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
     """At most ``CALIBRATED`` nodes and the edges between them: ranges need no more."""
     x = x[:CALIBRATED]
     return x, edge_index[:, (edge_index < x.size(0)).all(0)]
 
 
 def quantized_model(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
-    """``model`` converted and calibrated on ``few``."""
+    """``model`` at a width, its ranges calibrated on ``few``."""
     q = gnnquant.convert(model, bits=bits)
     if bits != FLOAT_BITS:
         gnnquant.calibrate(q, [few])

@@ -94,12 +94,12 @@ def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
             [
                 title,
                 f"{best:.2f} ({name})",
-                *(_cell(rows[OWN[bits]].get("median"), best) for bits in WIDTHS),
-                " / ".join(_ratio(eager, rows[OWN[bits]].get("median")) for bits in WIDTHS),
+                *(speedup_cell(rows[OWN[bits]].get("median"), best) for bits in WIDTHS),
+                " / ".join(ratio_cell(eager, rows[OWN[bits]].get("median")) for bits in WIDTHS),
                 " / ".join(_mebibytes(rows[OWN[bits]].get("peak")) for bits in OWN),
             ]
         )
-        details.append([title, *(_measured(rows.get(contestant, {})) for contestant in CONTESTANTS)])
+        details.append([title, *(measured_cell(rows.get(contestant, {})) for contestant in CONTESTANTS)])
         moved.append([title, *(_moved(rows[own]) for own in OWN.values())])
         made.append([title, *(_made(rows[own], best) for own in OWN.values())])
     widths = [OWN[bits] for bits in WIDTHS]
@@ -125,9 +125,9 @@ def _section(graph: str, threads: int, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def strongest(rows: dict[str, dict[str, Any]]) -> tuple[str, float]:
+def strongest(rows: dict[str, dict[str, Any]], rivals: Sequence[str] = FLOAT_RIVALS) -> tuple[str, float]:
     """Name and milliseconds of the fastest float32 contestant."""
-    known = {name: rows[name]["median"] for name in FLOAT_RIVALS if "median" in rows.get(name, {})}
+    known = {name: rows[name]["median"] for name in rivals if "median" in rows.get(name, {})}
     name = min(known, key=lambda name: known[name])
     return name, known[name]
 
@@ -213,11 +213,13 @@ def _skipped(results: Sequence[Result]) -> list[tuple[str, str]]:
     ]
 
 
-def _cell(value: float | None, best: float) -> str:
-    return "–" if value is None else f"{value:.2f} ({best / value:.2f}x)"
+def speedup_cell(value: float | None, best: float, digits: int = 2) -> str:
+    """Milliseconds, and how many times as fast as ``best``."""
+    return "–" if value is None else f"{value:.{digits}f} ({best / value:.2f}x)"
 
 
-def _ratio(value: float | None, by: float | None) -> str:
+def ratio_cell(value: float | None, by: float | None) -> str:
+    """How many times as long ``value`` is as ``by``."""
     return "–" if value is None or by is None else f"{value / by:.1f}x"
 
 
@@ -247,10 +249,11 @@ def _made(row: dict[str, Any], best: float) -> str:
     return f"{row['compile_s']:.1f} s, {row['prepare_ms']:.1f} ms, {calls}"
 
 
-def _measured(row: dict[str, Any]) -> str:
+def measured_cell(row: dict[str, Any], digits: int = 2) -> str:
+    """Median and spread of a contestant."""
     if "times" not in row:
         return "–"
     if len(row["times"]) == 1:
-        return f"{row['median']:.2f}"
+        return f"{row['median']:.{digits}f}"
     low, _, high = statistics.quantiles(row["times"], n=4)
-    return f"{row['median']:.2f} ± {(high - low) / 2:.2f}"
+    return f"{row['median']:.{digits}f} ± {(high - low) / 2:.{digits}f}"

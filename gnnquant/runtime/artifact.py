@@ -64,7 +64,7 @@ import numpy as np
 
 from gnnquant.errors import ArtifactError, BackendError
 from gnnquant.folders import write_whole
-from gnnquant.runtime.cuda import CudaExecutor
+from gnnquant.runtime.cuda import GPU, CudaExecutor
 from gnnquant.runtime.executor import DTYPES, TvmExecutor, check_plan
 from gnnquant.runtime.host import missing_requirements
 from gnnquant.runtime.model import CompiledModel
@@ -326,7 +326,8 @@ def model_from_payload(payload: ArtifactPayload, size: int | None = None) -> Com
         ArtifactError: The plan is malformed or the library cannot be loaded.
     """
     lacking = missing_requirements(payload.metadata["target"])
-    executor = ForeignExecutor(lacking) if lacking else _executor(payload)
+    gpu = GPU if payload.metadata["target"]["kind"] == "cuda" else ""
+    executor = ForeignExecutor(lacking, gpu) if lacking else _executor(payload)
     if size is None:
         size = len(to_bytes(payload))
     info = {**describe(payload), "size_bytes": size}
@@ -336,7 +337,8 @@ def model_from_payload(payload: ArtifactPayload, size: int | None = None) -> Com
 class ForeignExecutor:
     """Stands for code of another machine: it can be saved, and running it is an error."""
 
-    def __init__(self, lacking: list[str]) -> None:
+    def __init__(self, lacking: list[str], gpu: str) -> None:
+        self.gpu = gpu
         what = "; ".join(lacking)
         self._message = (
             f"this model was compiled for another machine: it needs {what}. Save it and load it there"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gnnquant.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -22,6 +22,11 @@ LIBRARY = "libcuda.so.1"
 LEAST = (8, 0)
 """Lowest compute capability that there is code for."""
 OUT_OF_MEMORY = 2
+DEFAULT_STREAM = 0
+NO_TIMING = 2
+"""``CU_EVENT_DISABLE_TIMING``."""
+MAPPED = 2
+"""``CU_MEMHOSTALLOC_DEVICEMAP``."""
 CAPABILITY = (75, 76)
 """``CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`` and ``..._MINOR``."""
 _POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
@@ -37,11 +42,19 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (_POINTER, _INT),
     "cuCtxPushCurrent_v2": (_POINTER,),
     "cuCtxPopCurrent_v2": (_POINTER,),
-    "cuCtxSynchronize": (),
     "cuMemAlloc_v2": (_POINTER, _SIZE),
     "cuMemFree_v2": (_ADDRESS,),
-    "cuMemcpyHtoD_v2": (_ADDRESS, _POINTER, _SIZE),
-    "cuMemcpyDtoH_v2": (_POINTER, _ADDRESS, _SIZE),
+    "cuMemHostAlloc": (_POINTER, _SIZE, _UNSIGNED),
+    "cuMemHostGetDevicePointer_v2": (_POINTER, _POINTER, _UNSIGNED),
+    "cuMemFreeHost": (_POINTER,),
+    "cuMemcpyHtoDAsync_v2": (_ADDRESS, _POINTER, _SIZE, _POINTER),
+    "cuMemcpyDtoHAsync_v2": (_POINTER, _ADDRESS, _SIZE, _POINTER),
+    "cuStreamSynchronize": (_POINTER,),
+    "cuStreamWaitEvent": (_POINTER, _POINTER, _UNSIGNED),
+    "cuEventCreate": (_POINTER, _UNSIGNED),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventSynchronize": (_POINTER,),
+    "cuEventDestroy_v2": (_POINTER,),
     "cuModuleLoadData": (_POINTER, _POINTER),
     "cuModuleUnload": (_POINTER,),
     "cuModuleGetFunction": (_POINTER, _POINTER, ctypes.c_char_p),
@@ -97,7 +110,15 @@ class Driver:
         Raises:
             BackendError: It failed; with the driver's own words.
         """
-        status = getattr(self._library, name)(*arguments)
+        self.check(name, self.function(name)(*arguments))
+
+    def function(self, name: str) -> Callable[..., int]:
+        """A function of the driver."""
+        found: Callable[..., int] = getattr(self._library, name)
+        return found
+
+    def check(self, name: str, status: int) -> None:
+        """Raise ``BackendError``, in the driver's words, where a function returned an error."""
         if status:
             words = self._words(status)
             if status == OUT_OF_MEMORY:
@@ -133,6 +154,7 @@ class Gpu:
         context = _POINTER()
         self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._driver.device)
         self._context = context
+        self._start = self._driver.function("cuLaunchKernel")
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -155,17 +177,58 @@ class Gpu:
         with self.current():
             self._driver.call("cuMemFree_v2", address)
 
-    def upload(self, address: int, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the GPU."""
+    def upload(self, address: int, array: NDArray[Any], stream: int = DEFAULT_STREAM) -> None:
+        """Copy a contiguous array to the GPU, in the order of ``stream``; the array may change afterwards."""
         if array.nbytes:
             with self.current():
-                self._driver.call("cuMemcpyHtoD_v2", address, array.ctypes.data, array.nbytes)
+                self._driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
 
-    def download(self, array: NDArray[Any], address: int) -> None:
-        """Copy from the GPU to a contiguous array, after all launches."""
+    def download(self, array: NDArray[Any], address: int, stream: int = DEFAULT_STREAM) -> None:
+        """Copy from the GPU to a contiguous array, which is complete after :meth:`synchronize`."""
         if array.nbytes:
             with self.current():
-                self._driver.call("cuMemcpyDtoH_v2", array.ctypes.data, address, array.nbytes)
+                self._driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
+
+    def shared_memory(self, size: int) -> tuple[int, int]:
+        """Memory of the CPU that kernels may write: its address here, and on the GPU."""
+        here, there = _POINTER(), _ADDRESS()
+        with self.current():
+            self._driver.call("cuMemHostAlloc", ctypes.byref(here), size, MAPPED)
+            self._driver.call("cuMemHostGetDevicePointer_v2", ctypes.byref(there), here, 0)
+        return here.value or 0, there.value
+
+    def free_shared(self, address: int) -> None:
+        """Give back what :meth:`shared_memory` gave, by its address here."""
+        with self.current():
+            self._driver.call("cuMemFreeHost", address)
+
+    def event(self) -> int:
+        """A new event."""
+        event = _POINTER()
+        with self.current():
+            self._driver.call("cuEventCreate", ctypes.byref(event), NO_TIMING)
+        return event.value or 0
+
+    def destroy_event(self, event: int) -> None:
+        """Free an event."""
+        with self.current():
+            self._driver.call("cuEventDestroy_v2", event)
+
+    def record(self, event: int, stream: int) -> None:
+        """Let ``event`` stand for all that ``stream`` has been given."""
+        self._driver.call("cuEventRecord", event, stream)
+
+    def wait(self, event: int) -> None:
+        """Wait for what ``event`` stands for.
+
+        Raises:
+            BackendError: A kernel failed.
+        """
+        self._driver.call("cuEventSynchronize", event)
+
+    def follow(self, stream: int, event: int) -> None:
+        """Let what ``stream`` is given from now on wait for what ``event`` stands for."""
+        self._driver.call("cuStreamWaitEvent", stream, event, 0)
 
     def load(self, image: bytes) -> int:
         """A module from a fatbin.
@@ -190,20 +253,19 @@ class Gpu:
             self._driver.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
         return function.value or 0
 
-    def launch(self, function: int, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
-        """Start a kernel; ``arguments`` are ctypes values in its own types.
+    def launch(self, function: int, blocks: int, threads: int, pointers: int, stream: int) -> None:
+        """Start a kernel; ``pointers`` is the address of an array of pointers to its arguments.
 
-        Launches run in order. A kernel that fails shows in :meth:`synchronize`.
+        Launches on a stream run in order. A kernel that fails shows where it is waited for.
         """
-        pointers = (_POINTER * len(arguments))(*[ctypes.addressof(item) for item in arguments])
-        self._driver.call(
-            "cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, 0, None, ctypes.addressof(pointers), None
-        )
+        status = self._start(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None)
+        self._driver.check("cuLaunchKernel", status)
 
-    def synchronize(self) -> None:
-        """Wait for all launches.
+    def synchronize(self, stream: int = DEFAULT_STREAM) -> None:
+        """Wait for all that ``stream`` has been given.
 
         Raises:
             BackendError: A kernel failed.
         """
-        self._driver.call("cuCtxSynchronize")
+        with self.current():
+            self._driver.call("cuStreamSynchronize", stream)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 GRAPH_PARTS = ("indptr", *EDGE_PARTS, "partition")
 """Buffers that the runtime provides for each graph of a plan that a call names."""
+ORDER = "order"
+"""Another one, of plans for GPUs: see ``gnnquant.runtime.cuda``."""
 BUFFER_KINDS = frozenset({"input", "index", "constant", "workspace", "output"})
 DTYPES = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"})
 """Element types of buffers."""
@@ -61,7 +63,9 @@ def check_plan(plan: Plan, constants: Mapping[str, NDArray[Any]]) -> None:
         check_trees(plan.parameters, names_of_inputs, plan.result, len(plan.outputs))
     except BackendError as error:
         raise ArtifactError(f"the plan is malformed: {error}") from error
-    names = {f"{name}.{part}" for name, kind in kinds.items() if kind == GRAPH for part in GRAPH_PARTS}
+    names = {
+        f"{name}.{part}" for name, kind in kinds.items() if kind == GRAPH for part in (*GRAPH_PARTS, ORDER)
+    }
     for buffer in plan.buffers:
         _need(buffer.name not in names, f"buffer {buffer.name!r} is defined twice")
         names.add(buffer.name)

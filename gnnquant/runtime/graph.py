@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.runtime.device import DeviceArray, on_host
 from gnnquant.runtime.memory import address_of, aligned_copy
 
 if TYPE_CHECKING:
@@ -114,8 +115,10 @@ def sort_edges(edges: NDArray[np.int64], destinations: int, loops: str) -> Sorte
     return SortedEdges(source[order], target[order], edge_id[order])
 
 
-def same_contents(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+def same_contents(ours: NDArray[Any] | DeviceArray, theirs: NDArray[Any] | DeviceArray) -> bool:
     """Whether ``theirs`` equals ``ours``, a private copy of an array of the same type."""
+    if isinstance(ours, DeviceArray) or isinstance(theirs, DeviceArray):
+        return isinstance(ours, DeviceArray) and isinstance(theirs, DeviceArray) and ours.same(theirs)
     if ours.shape != theirs.shape:
         return False
     if theirs.flags.c_contiguous:
@@ -152,11 +155,14 @@ class GraphCache:
 
     def find(
         self,
-        arrays: tuple[NDArray[Any], ...],
+        arrays: tuple[NDArray[Any] | DeviceArray, ...],
         numbers: tuple[int, ...],
         prepare: Callable[[tuple[NDArray[Any], ...]], Any],
     ) -> Any:
-        """What ``prepare`` made of copies of ``arrays``, now or when they came before."""
+        """What ``prepare`` made of copies of ``arrays``, now or when they came before.
+
+        Arrays on a GPU are compared there; ``prepare`` gets copies in the memory of the CPU.
+        """
         entries = self._entries  # a list that is never changed, only replaced
         for entry in entries:
             if entry.numbers == numbers and all(map(same_contents, entry.arrays, arrays)):
@@ -165,7 +171,7 @@ class GraphCache:
                 return entry.prepared
         # Copies come first: what is checked and prepared cannot change while that happens.
         copies = tuple(map(private_copy, arrays))
-        prepared = prepare(copies)
+        prepared = prepare(tuple(map(on_host, copies)))
         self._put_first(_Entry(numbers, copies, prepared))
         return prepared
 
@@ -178,10 +184,10 @@ class GraphCache:
 @dataclass(frozen=True, eq=False)
 class _Entry:
     numbers: tuple[int, ...]
-    arrays: tuple[NDArray[Any], ...]
+    arrays: tuple[NDArray[Any] | DeviceArray, ...]
     prepared: Any
 
 
-def private_copy(array: NDArray[Any]) -> NDArray[Any]:
-    """A contiguous, aligned copy, which nobody may write."""
-    return aligned_copy(array)
+def private_copy(array: NDArray[Any] | DeviceArray) -> NDArray[Any] | DeviceArray:
+    """A contiguous, aligned copy, which nobody may write, where the array is."""
+    return array.clone() if isinstance(array, DeviceArray) else aligned_copy(array)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant.errors import InputError
+from gnnquant.runtime.device import DeviceArray
 from gnnquant.runtime.graph import INT32_MAX
 
 if TYPE_CHECKING:
@@ -29,14 +30,23 @@ def is_torch(value: object) -> bool:
     return tensor is not None and isinstance(value, tensor)
 
 
-def as_array(name: str, value: Any, *, dtype: str, sparse_hint: str = "") -> NDArray[Any]:
-    """``value`` as a numpy array of type ``dtype`` that shares its memory.
+def as_array(
+    name: str, value: Any, *, dtype: str, sparse_hint: str = "", gpu: str = ""
+) -> NDArray[Any] | DeviceArray:
+    """``value`` as an array of type ``dtype`` that shares its memory: numpy's, or torch's on a GPU.
+
+    Args:
+        name: Of the input.
+        value: What was passed.
+        dtype: The type that it must have.
+        sparse_hint: What to pass instead of a sparse tensor.
+        gpu: torch's name of the GPU whose tensors are taken too; "": of none.
 
     Raises:
         InputError: It is no array, is on another device or has another type.
     """
     if is_torch(value):
-        return _from_torch(name, value, dtype, sparse_hint or f"{name}.to_dense()")
+        return _from_torch(name, value, dtype, sparse_hint or f"{name}.to_dense()", gpu)
     if not isinstance(value, np.ndarray):
         raise InputError(
             f"{name} is a {type(value).__module__}.{type(value).__qualname__}: "
@@ -49,8 +59,8 @@ def as_array(name: str, value: Any, *, dtype: str, sparse_hint: str = "") -> NDA
     return np.asarray(value)
 
 
-def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str) -> NDArray[Any]:
-    _check_device(name, value)
+def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str, gpu: str) -> NDArray[Any] | DeviceArray:
+    _check_device(name, value, gpu)
     if str(value.layout) != "torch.strided":
         raise InputError(f"{name} is sparse ({value.layout}): {sparse_hint}")
     _check_torch_type(name, value, dtype)
@@ -60,6 +70,8 @@ def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str) -> NDArray[
         value = value.detach()
     if value.is_neg():
         value = value.resolve_neg()
+    if value.device.type != "cpu":
+        return DeviceArray.of(value)
     try:
         array: NDArray[Any] = value.numpy()
     except (RuntimeError, TypeError) as error:
@@ -67,11 +79,15 @@ def _from_torch(name: str, value: Any, dtype: str, sparse_hint: str) -> NDArray[
     return array
 
 
-def _check_device(name: str, value: Any) -> None:
-    if value.device.type != "cpu":
+def _check_device(name: str, value: Any, gpu: str) -> None:
+    found = str(value.device)
+    if value.device.type == "cpu" or found == gpu:
+        return
+    if gpu:
         raise InputError(
-            f"{name} is on {value.device}, but this model was compiled for the CPU: pass {name}.cpu()"
+            f"{name} is on {found}, but this model runs on {gpu}: pass {name}.to({gpu!r}) or {name}.cpu()"
         )
+    raise InputError(f"{name} is on {found}, but this model was compiled for the CPU: pass {name}.cpu()")
 
 
 def _check_torch_type(name: str, value: Any, dtype: str) -> None:
@@ -88,9 +104,9 @@ def _wrong_type(name: str, found: str, wanted: str, conversion: str) -> str:
     return message
 
 
-def edge_array(name: str, value: Any) -> NDArray[np.int64]:
+def edge_array(name: str, value: Any, gpu: str = "") -> NDArray[np.int64] | DeviceArray:
     """An ``edge_index``: int64 [2, E]. Its values are not looked at."""
-    array = as_array(name, value, dtype="int64", sparse_hint="pass edge_index as int64 [2, E]")
+    array = as_array(name, value, dtype="int64", sparse_hint="pass edge_index as int64 [2, E]", gpu=gpu)
     if array.ndim != 2 or array.shape[0] != 2:
         hint = ""
         if array.ndim == 2 and array.shape[1] == 2:
@@ -101,28 +117,28 @@ def edge_array(name: str, value: Any) -> NDArray[np.int64]:
     return array
 
 
-def rows_array(item: GraphInput, value: Any) -> NDArray[np.float32]:
+def rows_array(item: GraphInput, value: Any, gpu: str = "") -> NDArray[np.float32] | DeviceArray:
     """A ``"rows"`` input: float32 [R, *shape]."""
-    array = as_array(item.name, value, dtype="float32")
+    array = as_array(item.name, value, dtype="float32", gpu=gpu)
     _check_shape(item, array)
     return array
 
 
-def index_array(item: GraphInput, value: Any) -> NDArray[np.int64]:
+def index_array(item: GraphInput, value: Any, gpu: str = "") -> NDArray[np.int64] | DeviceArray:
     """An ``"index"`` input: int64 [R, *shape]. Its values are not looked at."""
-    array = as_array(item.name, value, dtype="int64")
+    array = as_array(item.name, value, dtype="int64", gpu=gpu)
     _check_shape(item, array)
     return array
 
 
-def mask_array(item: GraphInput, value: Any) -> NDArray[np.bool_]:
+def mask_array(item: GraphInput, value: Any, gpu: str = "") -> NDArray[np.bool_] | DeviceArray:
     """A ``"mask"`` input: bool [R, *shape]."""
-    array = as_array(item.name, value, dtype="bool")
+    array = as_array(item.name, value, dtype="bool", gpu=gpu)
     _check_shape(item, array)
     return array
 
 
-def _check_shape(item: GraphInput, array: NDArray[Any]) -> None:
+def _check_shape(item: GraphInput, array: NDArray[Any] | DeviceArray) -> None:
     found, wanted = array.shape, item.shape
     if array.ndim == 0 or found[1:] != wanted:
         why = ""
@@ -196,7 +212,10 @@ def adjacency_arrays(
 
 
 def _torch_entries(name: str, value: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    _check_device(name, value)
+    if value.device.type != "cpu":
+        raise InputError(
+            f"{name} is on {value.device}: sparse matrices are read on the CPU, pass {name}.cpu()"
+        )
     layout = str(value.layout).removeprefix("torch.")
     if layout not in ("sparse_coo", "sparse_csr", "sparse_csc"):
         raise InputError(f"{name} has the layout {layout}: pass {name}.to_sparse_csr()")
@@ -225,7 +244,7 @@ def _scipy_entries(name: str, value: Any) -> tuple[NDArray[Any], NDArray[Any], N
     return entries.row, entries.col, entries.data
 
 
-def check_finite(name: str, array: NDArray[np.float32]) -> None:
+def check_finite(name: str, array: NDArray[np.float32] | DeviceArray) -> None:
     """Check that ``array`` holds neither NaN nor infinity, in about the time of reading it once.
 
     Call it where numpy's floating-point warnings are off.
@@ -233,6 +252,10 @@ def check_finite(name: str, array: NDArray[np.float32]) -> None:
     Raises:
         InputError: With the first bad value and where it is.
     """
+    if isinstance(array, DeviceArray):
+        if array.finite():
+            return
+        array = array.numpy()
     if math.isfinite(np.add.reduce(array, axis=None)):
         return
     finite = np.isfinite(array)  # a sum of finite values may overflow

@@ -11,8 +11,10 @@ import numpy as np
 from gnnquant.errors import BackendError, InputError
 from gnnquant.runtime import inputs as checks
 from gnnquant.runtime import trees
-from gnnquant.runtime.graph import INT32_MAX, FeatureHandle, GraphCache, GraphHandle, private_copy
+from gnnquant.runtime.device import DeviceArray, on_host
+from gnnquant.runtime.graph import INT32_MAX, FeatureHandle, GraphCache, GraphHandle
 from gnnquant.runtime.indexing import IndexInputs, IndexProgram, IndexResults, tied_inputs
+from gnnquant.runtime.memory import aligned_copy
 
 if TYPE_CHECKING:
     import os
@@ -53,6 +55,9 @@ class Executor(Protocol):
 
     An executor that finds NaN and infinity in some float inputs by itself, raising ``InputError``
     through ``inputs.check_finite``, names them in an attribute ``checks_finite: frozenset[str]``.
+
+    One that takes tensors on a GPU names it, as torch does, in an attribute ``gpu: str``. Inputs are then
+    arrays of either kind, and ``run(prepared, inputs, on_gpu=True)`` returns ``DeviceArray``.
     """
 
     def prepare(self, index: IndexResults) -> Any:
@@ -67,27 +72,30 @@ class _Call:
     """The leaves of one call.
 
     Attributes:
-        floats: Float rows by input.
-        integers: Integer arrays and masks by input, in the order of the parameters.
+        floats: Float rows by input, wherever they are.
+        integers: Integer arrays and masks by input, in the order of the parameters, wherever they are.
         numbers: Sizes of each input, in order: its number of rows, a number or a matrix's extents.
         handle: A prepared graph that was passed.
         features: Prepared features that were passed.
         wants_torch: Whether torch tensors came in.
+        on_gpu: Whether some of them are on a GPU: so are the results.
     """
 
-    floats: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    integers: dict[str, NDArray[Any]] = field(default_factory=dict)
+    floats: dict[str, NDArray[np.float32] | DeviceArray] = field(default_factory=dict)
+    integers: dict[str, NDArray[Any] | DeviceArray] = field(default_factory=dict)
     numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     handle: GraphHandle | None = None
     features: FeatureHandle | None = None
     wants_torch: bool = False
+    on_gpu: bool = False
 
 
 class CompiledModel:
     """A model that runs without torch: call it with the inputs of the model it was compiled from.
 
-    torch tensors in, torch tensors out; numpy arrays in, numpy arrays out. Several threads may call
-    one model at the same time.
+    torch tensors in, torch tensors out; numpy arrays in, numpy arrays out. A model for a GPU takes tensors
+    there too, and then works on torch's current stream and returns tensors on the GPU. Several threads may
+    call one model at the same time.
 
     Args:
         executor: What runs it.
@@ -111,6 +119,7 @@ class CompiledModel:
         self._payload = payload
         self._cache = GraphCache()
         self._index = IndexProgram(program.index, program.inputs)
+        self._gpu: str = getattr(executor, "gpu", "")
         self._checks_finite: frozenset[str] = getattr(executor, "checks_finite", frozenset())
         for item in program.inputs:
             if item.kind not in checks.INPUT_KINDS:
@@ -137,7 +146,9 @@ class CompiledModel:
         """
         call = self._bind(args, kwargs)
         outputs: list[Any] = self._run(call)
-        if call.wants_torch:
+        if call.on_gpu:
+            outputs = [output.tensor for output in outputs]
+        elif call.wants_torch:
             from_numpy = sys.modules["torch"].from_numpy
             outputs = [from_numpy(output) for output in outputs]
         return trees.assemble(self._result, outputs)
@@ -169,7 +180,7 @@ class CompiledModel:
             raise InputError(f"num_nodes is {num_nodes!r}: pass the number of nodes, an integer")
         if not 0 <= num_nodes <= INT32_MAX:
             raise InputError(f"num_nodes is {num_nodes}: it must be in 0 .. {INT32_MAX}")
-        edges = private_copy(checks.edge_array(name, edge_index))
+        edges: NDArray[np.int64] = aligned_copy(on_host(checks.edge_array(name, edge_index, self._gpu)))
         numbers: dict[str, tuple[int, ...]] = {
             item: (edges.shape[1] if item in self._per_edge else int(num_nodes),) for item in self._inputs
         }
@@ -196,7 +207,7 @@ class CompiledModel:
             )
         executor: Any = self._executor
         (item,) = (item for item in self._inputs.values() if item.kind == "rows")
-        array = checks.rows_array(item, x)
+        array = on_host(checks.rows_array(item, x))
         checks.check_finite(item.name, array)
         return FeatureHandle(item.name, array.shape[0], self, checks.is_torch(x), executor.features(array))
 
@@ -251,14 +262,14 @@ class CompiledModel:
             if isinstance(value, FeatureHandle):
                 call.numbers[name] = self._features(call, name, value)
             elif item.kind == "rows":
-                array = call.floats[name] = checks.rows_array(item, value)
+                array = call.floats[name] = checks.rows_array(item, value, self._gpu)
                 call.numbers[name] = (array.shape[0],)
             elif item.kind == "edges":
                 edges = call.integers[name] = self._edges(call, name, value)
                 call.numbers[name] = (edges.shape[1],)
             elif item.kind in ("index", "mask"):
                 check = checks.index_array if item.kind == "index" else checks.mask_array
-                index = call.integers[name] = check(item, value)
+                index = call.integers[name] = check(item, value, self._gpu)
                 call.numbers[name] = (index.shape[0],)
             elif item.kind == "size":
                 call.numbers[name] = (checks.size_number(name, value),)
@@ -266,6 +277,8 @@ class CompiledModel:
                 places, values, extents = checks.adjacency_arrays(item, value)
                 call.integers[name], call.floats[name] = places, values
                 call.numbers[name] = (values.shape[0], *extents)
+        given = (*call.floats.values(), *call.integers.values())
+        call.on_gpu = any(isinstance(array, DeviceArray) for array in given)
         return call
 
     def _features(self, call: _Call, name: str, value: FeatureHandle) -> tuple[int]:
@@ -277,26 +290,30 @@ class CompiledModel:
         call.wants_torch = call.wants_torch or value.torch
         return (value.num_rows,)
 
-    def _edges(self, call: _Call, name: str, value: Any) -> NDArray[np.int64]:
+    def _edges(self, call: _Call, name: str, value: Any) -> NDArray[np.int64] | DeviceArray:
         if not isinstance(value, GraphHandle):
-            return checks.edge_array(name, value)
+            return checks.edge_array(name, value, self._gpu)
         if value.owner is not self:
             raise InputError(f"{name} was prepared by another model: prepare it with this one")
         call.handle = value
         return value.edges
 
-    def _run(self, call: _Call) -> list[NDArray[np.float32]]:
+    def _run(self, call: _Call) -> list[Any]:
         prepared = self._prepared(call)
         names = call.floats.keys() - self._checks_finite
         if names:
             with np.errstate(all="ignore"):
                 for name in names:
                     checks.check_finite(name, call.floats[name])
+        executor: Any = self._executor
+        found: list[Any]
         if call.features is not None:
-            executor: Any = self._executor
-            found: list[NDArray[np.float32]] = executor.run(prepared, call.floats, call.features.prepared)
-            return found
-        return self._executor.run(prepared, call.floats)
+            found = executor.run(prepared, call.floats, call.features.prepared)
+        elif call.on_gpu:
+            found = executor.run(prepared, call.floats, on_gpu=True)
+        else:
+            found = executor.run(prepared, call.floats)
+        return found
 
     def _prepared(self, call: _Call) -> Any:
         """What the executor made of the integers and sizes of ``call``."""

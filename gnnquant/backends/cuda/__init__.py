@@ -72,6 +72,7 @@ def generate(graph: IntegerGraph) -> Program:
         BackendError: Naming the node that has no kernel, and why.
     """
     from gnnquant.backends.cuda.source import PRELUDE
+    from gnnquant.backends.cuda.together import CROWDED, LIBRARY
     from gnnquant.backends.cuda.values import Values, stored_values
 
     graph.verify()
@@ -79,19 +80,22 @@ def generate(graph: IntegerGraph) -> Program:
     values = Values(graph)
     _check_outputs(values)
     _declare_inputs(values)
-    copies = _place(values, stored_values(graph))
+    stored = stored_values(graph)
+    copies = _place(values, stored)
     written: dict[str, str] = {}
     calls: list[Call] = []
     launches: list[dict[str, Any]] = []
     moving = _moving(graph)
-    for node, kernel in _kernels(values, copies):
+    for nodes, kernel in _kernels(values, stored, copies):
         if kernel.work[1] == 0:  # values without columns
             continue
         text = kernel.text()
         name = written.setdefault(text, f"{kernel.operation}_{len(written)}")
-        calls.append(Call(name, tuple(kernel.buffers), per_graph=node.name not in moving))
+        of_graph = not any(node.name in moving for node in nodes)
+        calls.append(Call(name, tuple(kernel.buffers), per_graph=of_graph))
         launches.append(kernel.launch().to_json())
-    source = PRELUDE + "".join(f"\n{text.replace('NAME', name, 1)}" for text, name in written.items())
+    texts = [text.replace("NAME", name, 1) for text, name in written.items()]
+    source = "\n".join([PRELUDE + LIBRARY, *texts])
     buffers = _used(values, calls)
     plan = Plan(
         inputs=tuple(graph.inputs),
@@ -102,7 +106,12 @@ def generate(graph: IntegerGraph) -> Program:
         outputs=tuple(f"output.{index}" for index in range(len(graph.outputs))),
         output_shapes=tuple(tuple(values.nodes[name].shape) for name in graph.outputs),
         result=graph.result,
-        notes={"launches": launches, "reads": list(graph.reads())},
+        notes={
+            "launches": launches,
+            "reads": list(graph.reads()),
+            "checked": sorted(values.checked),
+            "crowded": CROWDED,
+        },
     )
     kept = {buffer.name for buffer in buffers}
     constants = {name: array for name, array in values.constants.items() if name in kept}
@@ -146,27 +155,31 @@ def _place(values: Values, stored: set[str]) -> list[tuple[str, str]]:
     return copies
 
 
-def _kernels(values: Values, copies: list[tuple[str, str]]) -> Iterator[tuple[Node, Kernel]]:
-    """The kernels of every node, in execution order."""
-    from gnnquant.backends.cuda import kernels
+def _kernels(
+    values: Values, stored: set[str], copies: list[tuple[str, str]]
+) -> Iterator[tuple[list[Node], Kernel]]:
+    """The kernels in execution order, and the nodes that each computes."""
+    from gnnquant.backends.cuda import kernels, rows
+    from gnnquant.backends.cuda.groups import grouped
     from gnnquant.backends.cuda.values import LIGHT, VIEWS, refuse
 
     for node in values.graph.nodes:
-        if node.op == "quantize":
-            found = kernels.quantize(values, node)
-        elif node.op in kernels.FLOATS:
-            found = kernels.FLOATS[node.op](values, node, values.stored[node.name])
-        elif node.name in values.stored:
-            found = kernels.light(values, node, values.stored[node.name])
-        elif node.op in VIEWS | LIGHT:
-            continue
-        else:
+        if node.op not in kernels.FLOATS.keys() | VIEWS | LIGHT | {"quantize"}:
             raise refuse(node, "there is no kernel for this operation yet; compile for target='native'")
-        for kernel in found:
-            yield node, kernel
+    groups = grouped(values, stored, [name for name, _ in copies])
+    for group in groups.groups:
+        first = group.nodes[0]
+        if group.by_rows:
+            if first.op == "spmm" and first.attrs["heads"] > 1:
+                yield [first], kernels.edge_codes(values, first)
+            yield group.nodes, rows.kernel_of(values, group, groups.read_outside)
+            continue
+        make = kernels.FLOATS.get(first.op, kernels.light)
+        if first.columns:
+            yield from ((group.nodes, kernel) for kernel in make(values, first, values.stored[first.name]))
     for name, output in copies:
-        for kernel in kernels.copy(values, values.nodes[name], output):
-            yield values.nodes[name], kernel
+        node = values.nodes[name]
+        yield from (([node], kernel) for kernel in kernels.copy(values, node, output))
 
 
 def _moving(graph: IntegerGraph) -> set[str]:

@@ -6,11 +6,13 @@ exact.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from gnnquant.backends.cuda.source import SLICE, Kernel, literal
-from gnnquant.backends.cuda.values import broadcast, refuse, stride
+from gnnquant.backends.cuda.rows import reduced
+from gnnquant.backends.cuda.source import SLICE, THREADS, Kernel, accumulator, literal
+from gnnquant.backends.cuda.sums import AT_LEAST_ONE, edge_value
+from gnnquant.backends.cuda.together import BEST, BEST_BYTES, LANES, WarpKernel
+from gnnquant.backends.cuda.values import broadcast, refuse
 from gnnquant.integer_graph import EDGE_LEVELS, ONE
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from gnnquant.backends.cuda.values import Values
     from gnnquant.integer_graph import Node
 
+AT_ONCE = "#pragma unroll 4"
+"""Edges whose values are loaded at once."""
 _STEPS = {
     "sum": "{0} + {1}",
     "mean": "{0} + {1}",
@@ -26,8 +30,6 @@ _STEPS = {
     "max": "gq_larger({0}, {1})",
     "min": "gq_smaller({0}, {1})",
 }
-_WITHIN_ROWS = _STEPS | {"max": "gq_maximum({0}, {1})", "min": "gq_minimum({0}, {1})"}
-_AT_LEAST_ONE = "(float)({0} > 1 ? {0} : 1)"
 
 
 def _edges(kernel: Kernel, graph: str) -> None:
@@ -52,7 +54,7 @@ def _fold(kernel: Kernel, reduce: str, count: str, element: str) -> None:
     with kernel.block("for (long long e = begin; e < end; ++e)"):
         kernel.add(f"y = {_STEPS[reduce].format('y', element)};")
     if reduce == "mean":
-        kernel.add(f"y = y / {_AT_LEAST_ONE.format(count)};")
+        kernel.add(f"y = y / {AT_LEAST_ONE.format(count)};")
 
 
 # ---------------------------------------------------------------- between spaces
@@ -70,9 +72,7 @@ def light(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     """A light value that is read more than once."""
     kernel = Kernel(node.op, (node.rows, node.columns))
     to = kernel.pointer(out, "float32", written=True)
-    buffer = values.stored.pop(node.name)
-    kernel.add(f"{to}[i] = {values.read(kernel, node.name, 'r', 'c')};")
-    values.stored[node.name] = buffer
+    kernel.add(f"{to}[i] = {values.computed(kernel, node, 'r', '0' if node.columns == 1 else 'c')};")
     yield kernel
 
 
@@ -112,11 +112,11 @@ def float_spmm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
 
 
 def spmm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
-    """Codes of the sources: their largest or smallest, or sums with 8-bit edge weights."""
+    """Codes of the sources: their largest or smallest, or sums that no warp makes (``sums.fits``)."""
     if node.attrs["reduce"] in ("max", "min"):
         yield _extreme_code(values, node, out)
         return
-    yield _edge_codes(values, node)
+    yield edge_codes(values, node)
     yield _code_sums(values, node, out)
 
 
@@ -137,30 +137,63 @@ def _extreme_code(values: Values, node: Node, out: str) -> Kernel:
     return kernel
 
 
-def _edge_codes(values: Values, node: Node) -> Kernel:
+def edge_codes(values: Values, node: Node) -> Kernel:
     """8-bit edge weights and, for each destination and head, the largest weight."""
     graph, heads, q = node.attrs["graph"], node.attrs["heads"], node.inputs[0]
     values.quantizer(q, node)
     codes = values.add(f"edge_codes.{node.name}", "int8", (graph, heads), "workspace")
     largest = values.add(f"edge_scale.{node.name}", "float32", (node.rows, heads), "workspace")
-    kernel = Kernel("edge_codes", (node.rows, heads))
+    by_warps = _shared_out(heads)
+    kernel = (
+        WarpKernel("edge_codes", (node.rows, LANES), crowded=graph)
+        if by_warps
+        else Kernel("edge_codes", (node.rows, heads))
+    )
     to = kernel.pointer(codes, "int8", written=True)
     top = kernel.pointer(largest, "float32", written=True)
-    _edges(kernel, graph)
     row = f"(long long){kernel.pointer(f'{graph}.src', 'int32')}[e]"
-    if values.nodes[q].rows == ONE:
-        row = "0"
-    value = values.scale(kernel, q, row)
-    if len(node.inputs) > 1:
-        value = f"{values.read(kernel, node.inputs[1], 'e', 'c')} * {value}"
+    value = edge_value(values, kernel, node, "e", row)
+    code = f"{to}[e * {heads} + c] = gq_edge_code(({value}) * ratio);"
+    if isinstance(kernel, WarpKernel):
+        loop = _begin_edges(kernel, heads)
+    else:
+        _edges(kernel, graph)
+        loop = "for (long long e = begin; e < end; ++e)"
     kernel.add("float m = 0.0f;")
-    with kernel.block("for (long long e = begin; e < end; ++e)"):
+    kernel.add(AT_ONCE)
+    with kernel.block(loop):
         kernel.add(f"m = gq_larger(m, fabsf({value}));")
+    if isinstance(kernel, WarpKernel):
+        _largest_of_all(kernel, "m", heads)
     kernel.add(f"const float ratio = gq_inverse(m, {literal(EDGE_LEVELS)});")
-    with kernel.block("for (long long e = begin; e < end; ++e)"):
-        kernel.add(f"{to}[e * {heads} + c] = gq_edge_code(({value}) * ratio);")
-    kernel.add(f"{top}[i] = m;")
+    kernel.add(AT_ONCE)
+    with kernel.block(loop):
+        kernel.add(code)
+    kernel.add(f"if (thread < {heads}) {top}[r * {heads} + c] = m;" if by_warps else f"{top}[i] = m;")
     return kernel
+
+
+def _shared_out(columns: int) -> bool:
+    """Whether the lanes of a warp can share out the edges of a destination, each for one column."""
+    return 0 < columns <= LANES and columns & (columns - 1) == 0
+
+
+def _begin_edges(kernel: WarpKernel, columns: int) -> str:
+    """Declare the column ``c`` of a lane; a loop over its edges ``e``."""
+    kernel.add(f"const int c = lane % {columns};")
+    kernel.add("(void)c;")
+    first = f"begin + thread / {columns}"
+    return f"for (long long e = {first}; e < end; e += step / {columns})"
+
+
+def _largest_of_all(kernel: WarpKernel, name: str, columns: int) -> None:
+    """Let all threads of a row know the largest of their variables ``name``, by columns."""
+    kernel.share(BEST, BEST_BYTES)
+    alone, block = (
+        f"gq_warp_largest({name}, {columns})",
+        f"gq_block_largest<{columns}>({name}, best, warp, lane)",
+    )
+    kernel.add(f"{name} = together ? {block} : {alone};")
 
 
 def _code_sums(values: Values, node: Node, out: str) -> Kernel:
@@ -185,7 +218,7 @@ def _code_sums(values: Values, node: Node, out: str) -> Kernel:
     factor = literal(0.5 / EDGE_LEVELS)
     kernel.add(f"float y = (float)total * ({largest}[r * {heads} + h] * {factor});")
     if node.attrs["reduce"] == "mean":
-        kernel.add(f"y = y / {_AT_LEAST_ONE.format('(end - begin)')};")
+        kernel.add(f"y = y / {AT_LEAST_ONE.format('(end - begin)')};")
     kernel.add(f"{to}[i] = y;")
     return kernel
 
@@ -222,8 +255,11 @@ def gcn_norm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
 
 
 def segment_softmax(values: Values, node: Node, out: str) -> Iterator[Kernel]:
-    """A thread for each destination and column, over its edges three times."""
+    """A thread for each destination and column, or a warp for each destination; over its edges thrice."""
     graph, columns = node.rows, node.columns
+    if _shared_out(columns):
+        yield _softmax_of_warps(values, node, out)
+        return
     kernel = Kernel("segment_softmax", (_destinations(values, graph), columns))
     to = kernel.pointer(out, "float32", written=True)
     _edges(kernel, graph)
@@ -240,36 +276,66 @@ def segment_softmax(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     yield kernel
 
 
+def _sum_by_tiles(kernel: WarpKernel, powers: str, columns: int) -> None:
+    """``total`` of each column in the order of the edges: all warps load, one adds."""
+    size = THREADS * 8
+    kernel.share(f"__shared__ float tile[{size}], whole[{LANES}];", 4 * (size + LANES))
+    kernel.add("__syncthreads();")
+    kernel.add(f"const long long last = end * {columns};")
+    with kernel.block(f"for (long long from = begin * {columns}; from < last; from += {size})"):
+        kernel.add(f"const int count = last - from < {size} ? (int)(last - from) : {size};")
+        kernel.add("#pragma unroll")
+        with kernel.block("for (int k = 0; k < 8; ++k)"):
+            kernel.add(f"const int at = k * {THREADS} + threadIdx.x;")
+            kernel.add(f"if (at < count) tile[at] = {powers}[from + at];")
+        kernel.add("__syncthreads();")
+        with kernel.block("if (warp == 0)"):
+            kernel.add("#pragma unroll 16")
+            with kernel.block(f"for (int at = c; at < count; at += {columns})"):
+                kernel.add("total = total + tile[at];")
+        kernel.add("__syncthreads();")
+    kernel.add("if (warp == 0) whole[lane] = total;")
+    kernel.add("__syncthreads();")
+    kernel.add("total = whole[lane];")
+
+
+def _softmax_of_warps(values: Values, node: Node, out: str) -> Kernel:
+    """Powers by all lanes; their sums by all lanes of one warp alike, in the order of the edges."""
+    graph, columns = node.rows, node.columns
+    kernel = WarpKernel("segment_softmax", (_destinations(values, graph), LANES), crowded=graph)
+    to = kernel.pointer(out, "float32", written=True)
+    loop = _begin_edges(kernel, columns)
+    x = values.read(kernel, node.inputs[0], "e", "c")
+    element = f"{to}[e * {columns} + c]"
+    kernel.add("float y = GQ_LOWEST;")
+    kernel.add(AT_ONCE)
+    with kernel.block(loop):
+        kernel.add(f"y = gq_larger(y, {x});")
+    _largest_of_all(kernel, "y", columns)
+    kernel.add(AT_ONCE)
+    with kernel.block(loop):
+        kernel.add(f"{element} = gq_exp({x} - y);")
+    kernel.add("float total = 0.0f;")
+    with kernel.block("if (together)"):
+        _sum_by_tiles(kernel, to, columns)
+    with kernel.block("else"):
+        edges = LANES // columns
+        kernel.add("__syncwarp();")
+        with kernel.block(f"for (long long from = begin; from < end; from += {edges})"):
+            kernel.add(f"const long long e = from + lane / {columns};")
+            kernel.add(f"const float power = e < end ? {element} : 0.0f;")
+            kernel.add("#pragma unroll")
+            with kernel.block(f"for (int k = 0; k < {edges}; ++k)"):
+                kernel.add(f"const float other = __shfl_sync(GQ_ALL, power, k * {columns} + c);")
+                kernel.add("total = from + k < end ? total + other : total;")
+    kernel.add(f"total = total + {literal(1e-16)};")
+    kernel.add(AT_ONCE)
+    with kernel.block(loop):
+        kernel.add(f"{element} = {element} / total;")
+    return kernel
+
+
 # ---------------------------------------------------------------- quantized
-
-
-def quantize(values: Values, node: Node) -> Iterator[Kernel]:
-    """The scale of each row where rows have their own, then codes, packed: a thread for each byte."""
-    (x,), bits, zero2 = node.inputs, node.attrs["bits"], node.attrs["zero2"]
-    scale = f"scale.{node.name}"
-    if node.attrs["granularity"] == "row":
-        values.add(scale, "float32", (node.rows,), "workspace")
-        kernel = Kernel("row_scale", (node.rows, 1))
-        to = kernel.pointer(scale, "float32", written=True)
-        kernel.add("float m = 0.0f;")
-        with kernel.block(f"for (int k = 0; k < {node.columns}; ++k)"):
-            value = values.read(kernel, x, "r", "k")
-            kernel.add(f"m = gq_larger(m, {f'fabsf({value})' if zero2 else value});")
-        kernel.add(f"{to}[r] = m * {kernel.number(node.attrs['factor'])};")
-        yield kernel
-    length, per_byte = stride(node), 8 // bits
-    codes = values.add(f"codes.{node.name}", "uint8", (node.rows, length), "workspace")
-    kernel = Kernel("quantize", (node.rows, length))
-    to = kernel.pointer(codes, "uint8", written=True)
-    row = "0" if node.rows == ONE else "r"
-    kernel.add(f"const float inverse = gq_inverse({values.scale(kernel, node.name, row)}, 1.0f);")
-    kernel.add("int byte = 0;")
-    with kernel.block(f"for (int k = 0; k < {per_byte}; ++k)"):
-        kernel.add(f"const int column = c * {per_byte} + k;")
-        code = f"gq_quantize<{bits}, {zero2}>({values.read(kernel, x, 'r', 'column')}, inverse)"
-        kernel.add(f"if (column < {node.columns}) byte |= {code} << k * {bits};")
-    kernel.add(f"{to}[i] = (unsigned char)byte;")
-    yield kernel
 
 
 def gemm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
@@ -285,20 +351,13 @@ def gemm(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     data = kernel.pointer(packed, "uint8")
     scales = kernel.pointer(column_scale, "float32")
     kernel.add(f"const int m = c % {outputs}, start = c / {outputs} * {inputs};")
-    kernel.add(f"{_accumulator(inputs, weight.bits, weight.zero2, zero2)} total = 0;")
+    kernel.add(f"{accumulator(inputs, weight.bits, weight.zero2, zero2)} total = 0;")
     integer = f"gq_code<{weight.bits}>({data}, (long long)k * {outputs} + m)"
     integer = f"2 * {integer} - {weight.zero2}" if weight.zero2 % 2 else f"{integer} - {weight.zero2 // 2}"
     with kernel.block(f"for (int k = 0; k < {inputs}; ++k)"):
         kernel.add(f"total += {values.doubled(kernel, q, 'r', '(start + k)')} * ({integer});")
     kernel.add(f"{to}[i] = ((float)total * ({values.scale(kernel, q, 'r')} * 0.5f)) * {scales}[m];")
     yield kernel
-
-
-def _accumulator(inputs: int, bits: int, zero2: int, zero2_of_rows: int) -> str:
-    """The type that holds every sum of ``inputs`` products."""
-    integers = max(zero2, 2 * (2**bits - 1) - zero2)
-    largest = inputs * max(zero2_of_rows, 510 - zero2_of_rows) * integers
-    return "int" if largest < 2**31 else "long long"
 
 
 # ---------------------------------------------------------------- float rows
@@ -341,17 +400,9 @@ def matmul(values: Values, node: Node, out: str) -> Iterator[Kernel]:
 
 def reduce(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     """One axis of the row shape, from its first element on."""
-    x, kind = values.nodes[node.inputs[0]], node.attrs["reduce"]
-    axis = node.attrs["axis"] % len(x.shape)
-    length, inner = x.shape[axis], math.prod(x.shape[axis + 1 :])
     kernel = Kernel("reduce", (node.rows, node.columns))
     to = kernel.pointer(out, "float32", written=True)
-    kernel.add("float y = 0.0f;")
-    with kernel.block(f"for (int k = 0; k < {length}; ++k)"):
-        at = f"((c / {inner} * {length} + k) * {inner} + c % {inner})" if inner > 1 else f"(c * {length} + k)"
-        kernel.add(f"const float x = {values.read(kernel, x.name, 'r', at)};")
-        kernel.add(f"y = k == 0 ? x : {_WITHIN_ROWS[kind].format('y', 'x')};")
-    kernel.add(f"{to}[i] = y{f' / {literal(length)}' if kind == 'mean' else ''};")
+    kernel.add(f"{to}[i] = {reduced(values, kernel, node, 'r')};")
     yield kernel
 
 

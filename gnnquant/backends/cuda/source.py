@@ -1,8 +1,8 @@
 """CUDA C++ text: device functions that every kernel may use, and the writer of one kernel.
 
 Each product and sum of floats is an operator of its own, in the written order; ``nvcc`` must not
-contract them (``-fmad=false``). The functions are those of ``gnnquant.exact_math``. Nothing here needs
-shared memory, atomics or operations of a warp: threads never see each other.
+contract them (``-fmad=false``). The functions are those of ``gnnquant.exact_math``. Threads that work
+together share integers, whose sums have no order, and maxima: ``together.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gnnquant.integer_graph import EDGE_LEVELS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-THREADS = 128
+THREADS = 256
 """Threads of a block."""
 SLICE = 32768
 """Edges whose sum fits 32 bits: 127 * 510 * 32768 < 2^31."""
@@ -34,6 +34,13 @@ TYPES = {
 def literal(value: float) -> str:
     """A float32 literal, exact."""
     return f"{float(np.float32(value)).hex()}f"
+
+
+def accumulator(inputs: int, bits: int, zero2: int, zero2_of_rows: int) -> str:
+    """The type that holds every sum of ``inputs`` products."""
+    integers = max(zero2, 2 * (2**bits - 1) - zero2)
+    largest = inputs * max(zero2_of_rows, 510 - zero2_of_rows) * integers
+    return "int" if largest < 2**31 else "long long"
 
 
 def _horner(coefficients: tuple[float, ...], variable: str) -> str:
@@ -112,14 +119,20 @@ class Launch:
         work: A space and the threads for each of its rows.
         scalars: What follows the buffers among the arguments: ``("rows", space)`` as int64, or
             ``("float", bits)``, a float32 by its bits.
+        crowded: A graph whose crowded destinations get a block each, before all others; "": none.
     """
 
     work: tuple[str, int]
     scalars: tuple[tuple[str, str | int], ...]
+    crowded: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
-        return {"work": list(self.work), "scalars": [list(item) for item in self.scalars]}
+        return {
+            "work": list(self.work),
+            "scalars": [list(item) for item in self.scalars],
+            "crowded": self.crowded,
+        }
 
 
 @dataclass
@@ -133,12 +146,14 @@ class Kernel:
         work: See :class:`Launch`.
         lines: The body.
         buffers: Names of its buffers, in the order of its arguments.
+        locals: Pointers to the row ``r`` of values that this kernel keeps in shared memory, by node.
     """
 
     operation: str
     work: tuple[str, int]
     lines: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
+    locals: dict[str, str] = field(default_factory=dict)
     _parameters: list[str] = field(default_factory=list)
     _sizes: dict[str, str] = field(default_factory=dict)
     _scalars: list[tuple[str, str | int]] = field(default_factory=list)
@@ -187,15 +202,18 @@ class Kernel:
 
     def text(self) -> str:
         """Its source; the name is still ``NAME``."""
+        body = "\n".join([f"  {line}" for line in self.head()] + self.lines)
+        parameters = ", ".join([*self._parameters, *self._scalar_parameters])
+        return f'extern "C" __global__ void __launch_bounds__({THREADS}) NAME({parameters}) {{\n{body}\n}}\n'
+
+    def head(self) -> list[str]:
+        """What the body knows: ``i``, ``r`` and ``c``."""
         space, each = self.work
         count = self.rows(space)
-        head = [
+        return [
             f"const long long i = (long long)blockIdx.x * {THREADS} + threadIdx.x;",
             f"if (i >= {count} * {each}) return;",
             f"const long long r = i / {each};",
             f"const int c = (int)(i % {each});",
             "(void)r, (void)c;",
         ]
-        body = "\n".join([f"  {line}" for line in head] + self.lines)
-        parameters = ", ".join([*self._parameters, *self._scalar_parameters])
-        return f'extern "C" __global__ void __launch_bounds__({THREADS}) NAME({parameters}) {{\n{body}\n}}\n'

@@ -33,6 +33,11 @@ LIGHT = ELEMENTWISE | {"dequantize", "concat"}
 ONCE = LIGHT | {"reduce"}
 """Operations that read each element of an operand of their own shape once."""
 
+_CHEAP = frozenset(
+    {"dequantize", "add", "sub", "mul", "neg", "abs", "relu", "leaky_relu", "maximum", "minimum"}
+)
+_CHEAP_STEPS = 3
+
 _ELEMENTWISE: dict[str, str] = {
     "add": "({0} + {1})",
     "sub": "({0} - {1})",
@@ -91,6 +96,7 @@ class Values:
         buffers: All buffers so far, but for the parts of graphs.
         constants: Arrays of the constant buffers.
         stored: Buffer of each float value that is stored.
+        checked: Float inputs in which kernels look for NaN and infinity.
     """
 
     graph: IntegerGraph
@@ -98,6 +104,7 @@ class Values:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.nodes = {node.name: node for node in self.graph.nodes}
@@ -130,10 +137,18 @@ class Values:
     def read(self, kernel: Kernel, name: str, row: str, column: str) -> str:
         """The element of a float value: an expression."""
         node = self.nodes[name]
-        row = "0" if node.rows == ONE else row
+        here = "r"
+        if node.rows == ONE:
+            row = here = "0"
         column = "0" if node.columns == 1 else column
+        if name in kernel.locals and row == here:
+            return f"{kernel.locals[name]}[{column}]"
         if name in self.stored:
             return self._element(kernel.pointer(self.stored[name], "float32"), node, row, column)
+        return self.computed(kernel, node, row, column)
+
+    def computed(self, kernel: Kernel, node: Node, row: str, column: str) -> str:
+        """An element of a value from those of its operands, wherever the value is stored."""
         if node.op in _ELEMENTWISE:
             return self._elementwise(kernel, node, row, column)
         emitters: dict[str, Callable[..., str]] = {
@@ -237,19 +252,19 @@ class Values:
             raise refuse(reader, f"{name!r} has floats where codes are expected")
         return node
 
-    def _source_row(self, kernel: Kernel, name: str, row: str) -> str:
+    def source_row(self, kernel: Kernel, name: str, row: str) -> str:
         """The row of the quantizer that ``row`` of ``name`` shows."""
         node = self.nodes[name]
         row = "0" if node.rows == ONE else row
         if node.op == "quantize":
             return row
-        return self._source_row(kernel, node.inputs[0], f"(long long){self.index(kernel, node, row)}")
+        return self.source_row(kernel, node.inputs[0], f"(long long){self.index(kernel, node, row)}")
 
     def code(self, kernel: Kernel, name: str, row: str, column: str) -> str:
         """An unsigned code: an ``int`` expression."""
         node = self.quantizer(name, self.nodes[name])
         codes = kernel.pointer(f"codes.{node.name}", "uint8")
-        row = self._source_row(kernel, name, row)
+        row = self.source_row(kernel, name, row)
         start = codes if row == "0" else f"{codes} + {row} * {stride(node)}"
         return f"gq_code<{node.attrs['bits']}>({start}, {column})"
 
@@ -263,13 +278,16 @@ class Values:
         node = self.quantizer(name, self.nodes[name])
         if node.attrs["granularity"] == "tensor":
             return kernel.number(node.attrs["scale"])
-        return f"{kernel.pointer(f'scale.{node.name}', 'float32')}[{self._source_row(kernel, name, row)}]"
+        return f"{kernel.pointer(f'scale.{node.name}', 'float32')}[{self.source_row(kernel, name, row)}]"
 
 
 def stride(node: Node) -> int:
-    """Bytes of one row of codes of the quantizer ``node``."""
+    """Bytes of one row of codes of the quantizer ``node``: of a multiple of 16 codes, padded with zeros.
+
+    Rows then begin where 16 codes can be loaded at once.
+    """
     bits: int = node.attrs["bits"]
-    return -(-node.columns * bits // 8)
+    return -(-node.columns // 16) * 2 * bits
 
 
 def stored_values(graph: IntegerGraph) -> set[str]:
@@ -279,9 +297,28 @@ def stored_values(graph: IntegerGraph) -> set[str]:
     for node in graph.nodes:
         if node.op in VIEWS or node.op == "quantize":
             continue
-        if node.op not in LIGHT or not _read_once(graph, nodes, node):
+        if node.op not in LIGHT or not (_read_once(graph, nodes, node) or _is_cheap(graph, nodes, node)):
             found.add(node.name)
     return found
+
+
+def _is_cheap(graph: IntegerGraph, nodes: dict[str, Node], node: Node) -> bool:
+    """Whether ``node`` is better computed by every reader: from codes, or by one that looks at it twice."""
+    if node.name in graph.outputs or node.op not in _CHEAP:
+        return False
+    users = list(graph.users(node.name))
+    if [user.op for user in users] == ["segment_softmax"]:
+        return users[0].columns == node.columns
+    steps = 0
+    waiting = [node]
+    while waiting:
+        steps += 1
+        at = waiting.pop()
+        if at.op not in _CHEAP or steps > _CHEAP_STEPS:
+            return False
+        operands = (nodes[name] for name in at.inputs)
+        waiting += [item for item in operands if item.op not in ("constant", "quantize")]
+    return True
 
 
 def _read_once(graph: IntegerGraph, nodes: dict[str, Node], node: Node) -> bool:

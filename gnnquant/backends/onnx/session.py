@@ -11,6 +11,7 @@ from gnnquant.backends.onnx.naming import output_names
 from gnnquant.errors import BackendError
 from gnnquant.runtime import inputs as checks
 from gnnquant.runtime import trees
+from gnnquant.runtime.device import on_host
 
 if TYPE_CHECKING:
     import os
@@ -70,13 +71,13 @@ class OnnxSession:
 def _arrays(item: GraphInput, value: Any) -> dict[str, NDArray[Any]]:
     """The ONNX inputs of one input of a call."""
     if item.kind == "rows":
-        return {item.name: checks.rows_array(item, value)}
+        return {item.name: on_host(checks.rows_array(item, value))}
     if item.kind == "edges":
-        return {item.name: checks.edge_array(item.name, value)}
+        return {item.name: on_host(checks.edge_array(item.name, value))}
     if item.kind == "index":
-        return {item.name: checks.index_array(item, value)}
+        return {item.name: on_host(checks.index_array(item, value))}
     if item.kind == "mask":
-        return {item.name: checks.mask_array(item, value)}
+        return {item.name: on_host(checks.mask_array(item, value))}
     if item.kind == "size":
         return {item.name: np.asarray(checks.size_number(item.name, value), np.int64)}
     places, values, extents = checks.adjacency_arrays(item, value)

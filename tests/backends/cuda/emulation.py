@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-fast-math", "-w")
+FLAGS += ("-U_FORTIFY_SOURCE",)  # jumps between stacks are meant
 
 
 @cache
@@ -68,9 +69,12 @@ _images: dict[str, Path] = {}
 def image_of(source: str) -> bytes:
     """What the stand-in loads in the place of a fatbin: the path of a library with the kernels."""
     if source not in _images:
-        names = re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", source)
-        assert names
-        launchers = "\n".join(f"LAUNCHER({name})" for name in names)
+        bodies = re.split(r"__launch_bounds__\(\d+\) ", source)[1:]
+        assert bodies
+        ways = {
+            body.partition("(")[0]: "launch_together" if "int lane" in body else "launch" for body in bodies
+        }
+        launchers = "\n".join(f"LAUNCHER({name}, {way})" for name, way in ways.items())
         text = "\n".join([(HERE / "shim.h").read_text(encoding="utf-8"), source, launchers])
         _images[source] = library(f"kernels{len(_images)}", text)
     # with its end, as C has it: lengths are not passed on

@@ -19,9 +19,10 @@ import torch
 import gnnquant
 from gnnquant import cli
 from gnnquant.backends.cuda import generate, is_cuda, nvcc
-from gnnquant.errors import ArtifactError, BackendError
-from gnnquant.runtime import cuda_driver, host
+from gnnquant.errors import ArtifactError, BackendError, InputError
+from gnnquant.runtime import cuda, cuda_driver, host, inputs
 from gnnquant.runtime.artifact import load_bytes, model_from_payload, to_bytes
+from gnnquant.runtime.device import DeviceArray
 from tests import zoo
 from tests.backends.cuda import emulation
 from tests.backends.tvm import graphs
@@ -276,17 +277,56 @@ def test_nvcc_is_found_under_cuda_home(tmp_path: Path, monkeypatch: pytest.Monke
         nvcc.build_fatbin("")
 
 
-# ---------------------------------------------------------------- a real GPU
+# ---------------------------------------------------------------- tensors on the GPU
 
 
-@pytest.mark.skipif(bool(LACKING), reason=f"needs {LACKING}")
-@pytest.mark.parametrize("name", ["gcn-8", "gcn-2", "gat-4", "gatv2-8", "pooled", "shapes", "floats"])
-def test_a_gpu_equals_the_reference(name: str) -> None:
-    from gnnquant.backends.cuda import build
-    from tests.backends.cuda.test_kernels import compare_on
+@pytest.fixture
+def everything_is_there(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every torch tensor passes for one on the GPU, this processor; the last of these is its stream."""
+    streams = [7]
+    monkeypatch.setattr(inputs, "_from_torch", lambda _, value, *__: DeviceArray.of(value))
+    monkeypatch.setattr(cuda, "empty", lambda shape, _: DeviceArray(torch.full(shape, torch.nan)))
+    monkeypatch.setattr(cuda, "current_stream", lambda _: streams[-1])
+    return streams
 
-    graph = graph_of(name)
-    program, fatbin = build(graph)
-    metadata = {"target": host.gpu_requirements(nvcc.ARCHITECTURES), "bits": 0, "sites": {}}
-    payload = emulation.ArtifactPayload(program.plan, program.constants, fatbin, metadata)
-    compare_on(model_from_payload(payload), graph, [graphs.values(graph, *size) for size in GRAPHS])
+
+def test_tensors_on_the_gpu(emulated: Path, everything_is_there: list[int]) -> None:
+    """Read and written where they lie, with edges that were seen before, prepared, or new."""
+    graph = graph_of("gcn-4")
+    model = model_from_payload(emulation.payload(graph))
+    first, second = (graphs.values(graph, nodes, 40) for nodes in (13, 20))
+    for call in (first, second, first):
+        there = {name: torch.from_numpy(value) for name, value in call.items()}
+        wanted = model(**call)
+        for edges in (there["edge_index"], there["edge_index"].clone()):
+            scores = model(**{**there, "edge_index": edges})
+            np.testing.assert_array_equal(scores.numpy(), wanted, strict=True)
+        everything_is_there.append(everything_is_there[-1] + 1)
+        handle = model.prepare(there["edge_index"], len(call["x"]))
+        np.testing.assert_array_equal(model(there["x"], handle).numpy(), wanted)
+        wide = torch.cat([there["x"]] * 2, dim=1)[:, there["x"].size(1) :]
+        np.testing.assert_array_equal(model(wide, call["edge_index"]).numpy(), wanted)
+
+
+def test_what_is_no_number_on_the_gpu(emulated: Path, everything_is_there: list[int]) -> None:
+    """Kernels see it; the model works again afterwards."""
+    graph = graph_of("gcn-4")
+    model = model_from_payload(emulation.payload(graph))
+    there = {name: torch.from_numpy(value) for name, value in graphs.values(graph, 13, 40).items()}
+    wanted = model(**there)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        broken = there["x"].clone()
+        broken[7, 2] = bad
+        for given in (broken, broken.numpy()):
+            with pytest.raises(InputError, match=r"x\[7, 2\] is .*NaN and infinity cannot be quantized"):
+                model(given, there["edge_index"])
+    assert torch.equal(model(**there), wanted)
+
+
+def test_the_other_gpu_is_named(emulated: Path) -> None:
+    model = model_from_payload(emulation.payload(graph_of("gcn-4")))
+    x = torch.empty(13, 7, device="meta")
+    with pytest.raises(
+        InputError, match=r"x is on meta, but this model runs on cuda:0: pass x\.to\('cuda:0'\)"
+    ):
+        model(x, torch.zeros(2, 4, dtype=torch.int64))

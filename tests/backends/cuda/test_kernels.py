@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+CROWDED = ("gcn-2", "gcn-weighted", "sage-8", "gat-2", "gat-4", "gat-8", "gatv2-4", "floats-mean")
+
+
+def crowded_call(graph: IntegerGraph) -> dict[str, Any]:
+    """A call in which a block of threads has a destination, and others a warp."""
+    inputs: dict[str, Any] = graphs.values(graph, 90, 3000)
+    inputs["edge_index"][1, :1900] = 5
+    inputs["edge_index"][1, 1900:2500] = 88
+    return inputs
+
+
 def compare(graph: IntegerGraph, calls: list[dict[str, Any]]) -> None:
     compare_on(model_from_payload(emulation.payload(graph)), graph, calls)
 
@@ -40,6 +51,12 @@ def test_kernels_equal_the_reference(name: str, emulated: Path) -> None:
     """No node, no edge, hubs, self-loops; sizes grow, shrink and come back."""
     graph = graph_of(name)
     compare(graph, [graphs.values(graph, *size) for size in (*SIZES, SIZES[2], SIZES[-1])])
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_crowded_destinations(name: str, emulated: Path) -> None:
+    graph = graph_of(name)
+    compare(graph, [crowded_call(graph)])
 
 
 def test_these_graphs_have_every_operation() -> None:
