@@ -194,15 +194,21 @@ class EdgeCodes:
             weight, step = _constant_weight(np.float32(self.source.attrs["scale"]))
             kernel.save("int32", degree * const(weight), self.totals)
             kernel.save("float32", kernel.learned(step)(), self.unit)
-        elif self.single:
-            self._whole_of_one_head(first, degree, summed=summed)
-        else:
-            self._whole_of_heads(first, degree, summed=summed)
+            return
+        some = self._whole_of_one_head if self.single else self._whole_of_heads
+        # without edges there need not be a row to read
+        self.kernel.b.branch(degree > 0, lambda: some(first, degree, summed=summed), self._nothing)
+
+    def _nothing(self) -> None:
+        """The units and sums of a row without edges."""
+        kernel = self.kernel
+        kernel.each(self.heads, lambda h: kernel.save("float32", number(0.0), self.unit + h))
+        kernel.each(self.heads, lambda h: kernel.save("int32", const(0), self.totals + h))
 
     def _whole_of_one_head(self, first: Any, degree: Any, *, summed: bool) -> None:
         """Vectors of edges; the first of them without a loop, since few rows have more."""
         kernel, b, lanes = self.kernel, self.kernel.b, self.lanes
-        vectors = b.let(tirx.max((degree + (lanes - 1)) // lanes, 1))
+        vectors = b.let((degree + (lanes - 1)) // lanes)
         best = b.registers(1, "float32", lanes)
         b.store(best, number(0.0, lanes), 0)
 

@@ -297,10 +297,9 @@ def bipartite(bits: int) -> IntegerGraph:
         weight = m.unary("sigmoid", m.edge_input("links_weight", to))
         into = m.spmm(q, to, weight)
         out = m.spmm(r, back, reduce="mean")
-        low = m.spmm(x, to, reduce="min")
-        z2 = m.binary(
-            "add", m.linear(m.add("concat", (into, low), (m.columns(x) * 2,)), 16, bits), m.gemm(r, 16, bits)
-        )
+        low, plain = m.spmm(x, to, reduce="min"), m.spmm(q, to)
+        joined = m.add("concat", (into, low, plain), (m.columns(x) * 3,))
+        z2 = m.binary("add", m.linear(joined, 16, bits), m.gemm(r, 16, bits))
         x2 = m.binary("sub", m.gemm(q, 16, bits), m.linear(out, 16, bits))
         x, z = m.unary("relu", x2), m.unary("tanh", z2)
     return m.finish(x, z, low)
