@@ -301,7 +301,7 @@ def star(leaves: int = NODES - 1) -> Data:
 @pytest.fixture(scope="module")
 def converted() -> QuantizedModule:
     torch.manual_seed(0)
-    return gnnquant.convert(GCN(5, 3, hidden=8), bits=2)
+    return gnnquant.convert(GCN(5, 3, hidden=5), bits=2)
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_every_rival_fine_tunes(q: QuantizedModule, name: str) -> None:
     data = star()
     before = {path: quantizer.bits for path, quantizer in quantizers_of(q).items()}
     kinds = {site.name: (site.kind, site.bits) for site in q.sites.values()}
-    teacher = GCN(5, 3, hidden=8).eval()
+    teacher = GCN(5, 3, hidden=5).eval()
     assert install(q, name) is q
     found = quantizers_of(q)
     assert {path: quantizer.bits for path, quantizer in found.items()} == before
