@@ -176,6 +176,16 @@ def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         elsewhere.perform(run)
 
 
+def test_levels_stand_beside_each_other() -> None:
+    found = {
+        "x86-64-v3": [result("gat", "PubMed", 1, own=30, int8=20, int4=20, int2=20)],
+        "znver4": [result("gat", "PubMed", 1, own=15, int8=10, int4=16, int2=25)],
+    }
+    table = elsewhere.by_level(found).splitlines()
+    assert table[2] == "| GAT, 8 x 8, PubMed | AVX2 (x86-64-v3) | 30.00 | 20.00 | 20.00 | 20.00 |"
+    assert table[3].endswith("| 15.00 (2.00x) | 10.00 (2.00x) | 16.00 (1.25x) | 25.00 (0.80x) |")
+
+
 def test_runs_have_files_of_their_own() -> None:
     keys = {Run(model, "Cora", threads).key for model in MODELS for threads in (1, 2)}
     assert len(keys) == 2 * len(MODELS)
