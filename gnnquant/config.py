@@ -16,7 +16,7 @@ SITE_KINDS = ("input", "weight", "message", "aggregate", "update", "output", "sk
 comes from the model's inputs or from another linear layer;
 ``weight``: weight of a linear layer, also one that is computed from parameters; ``message``: what is
 gathered along edges, quantized by node before the gather where it is a copy of the node, else by edge;
-``aggregate``: an aggregate that feeds a linear layer of its own convolution;
+``aggregate``: an aggregate that feeds a linear layer of its own convolution, or one moved behind its sum;
 ``update``: the result of a convolution, with bias, norm and activation, that feeds a linear layer;
 ``output``: what the model returns (off unless asked for); ``skip``: a value kept for a later
 addition or concatenation (residual, teleport), 8 bits unless asked otherwise.

@@ -124,7 +124,7 @@ def convert(
         ShareValues(),
         RecognizePropagation(),
         # Before quantizers: which values are messages and aggregates depends on the order.
-        OrderPropagation(),
+        OrderPropagation(bits=bits, config=config),
     ]
     if bits != FLOAT_BITS:
         passes += [

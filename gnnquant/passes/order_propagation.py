@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import fx
 
 from gnnquant import ir
+from gnnquant.config import FLOAT_BITS, QuantConfig
 from gnnquant.passes.base import Pass, PassResult, remove_dead_nodes
-from gnnquant.passes.rewriting import Builder, argument, call_name
+from gnnquant.passes.rewriting import Builder, argument, call_name, is_float
+from gnnquant.passes.sites import SiteNamer, message_site
 from gnnquant.quantizers import ops
 
 if TYPE_CHECKING:
@@ -36,45 +39,55 @@ class OrderPropagation(Pass):
         a = ops.linear(s, None, w, None, None)
 
     Layers that narrow their rows after a sum (GIN, SAGE on wide features) stay as they are written: their
-    aggregates would be quantized elsewhere.
+    aggregates would be quantized elsewhere. So do layers whose inputs the user has quantized otherwise than
+    their messages: here the inputs become the messages.
+
+    Attributes:
+        bits: Default bit width; 32 where nothing will be quantized.
+        config: Specifications per kind and site.
     """
 
     name: ClassVar[str] = "order-propagation"
     requires: ClassVar[frozenset[str]] = frozenset({"linears-explicit"})
+    bits: int = FLOAT_BITS
+    config: QuantConfig = field(default_factory=QuantConfig)
 
     def run(self, module: fx.GraphModule) -> PassResult:
         """Rewrite every such layer."""
         changed, notes = 0, []
         for node in list(module.graph.nodes):
-            if node.target is not ops.propagate or not _widens(node):
+            layer = _widening_layer(node)
+            if layer is None:
                 continue
-            reason = next(_reasons(node), "")
+            reason = next(_obstacles(node, layer), "") or self._wish(node, layer)
             if reason:
-                notes.append(f"{node.args[0].args[1]}: {reason}")
+                notes.append(f"{layer.meta['linear']}: {reason}")
             else:
-                _swap(module, node)
+                _swap(module, node, layer)
                 changed += 1
         remove_dead_nodes(module)
         return PassResult(changed, tuple(notes))
 
+    def _wish(self, node: fx.Node, layer: fx.Node) -> str:
+        """Why the user would not have it, or an empty string."""
+        marker, x = node.args[0], layer.args[0]
+        assert isinstance(marker, fx.Node)
+        assert isinstance(x, fx.Node)
+        if self.bits == FLOAT_BITS:
+            return ""
+        name, kind = SiteNamer(layer.graph).operand(x, layer.meta["linear"])
+        message = message_site(marker)
+        if self.config.resolve(name, kind, self.bits) == self.config.resolve(message, "message", self.bits):
+            return ""
+        return f"{name} is quantized otherwise than {message}"
 
-def _widens(node: fx.Node) -> bool:
-    """Whether what is propagated comes from a linear layer with fewer inputs than outputs."""
-    marker = node.args[0]
-    assert isinstance(marker, fx.Node)
-    layer = marker.args[0]
-    if not isinstance(layer, fx.Node) or layer.target is not ops.linear:
-        return False
-    outputs, inputs = layer.args[2].meta["shape"]  # type: ignore[union-attr]
-    return bool(inputs < outputs)
 
-
-def _reasons(node: fx.Node) -> Iterator[str]:
-    """Why the sum cannot come before the layer."""
+def _obstacles(node: fx.Node, layer: fx.Node) -> Iterator[str]:
+    """Why the sum cannot come before the layer, or is not cheaper there."""
     marker, _, _, weight, _, reduce = node.args
+    x = layer.args[0]
     assert isinstance(marker, fx.Node)
-    layer = marker.args[0]
-    assert isinstance(layer, fx.Node)
+    assert isinstance(x, fx.Node)
     if reduce not in ("sum", "mean"):
         yield f"its {reduce}imum does not commute with the linear layer before it"
     if isinstance(weight, fx.Node) and len(weight.meta["shape"]) > 1:
@@ -83,9 +96,30 @@ def _reasons(node: fx.Node) -> Iterator[str]:
         yield "the linear layer before it has a bias"
     if len(layer.meta["shape"]) != 2:
         yield "the linear layer before it has rows of more than one axis"
+    if not is_float(x):
+        yield "the linear layer before it reads a sparse matrix, whose rows cannot be gathered"
+    if x.meta["dtype"] not in (torch.float32, torch.float64):
+        yield f"in {x.meta['dtype']} the other order would round too differently"
+    if node.meta["shape"][0] > x.meta["shape"][0]:
+        yield "there are more rows after the sum than before it"
     others = [user for user in layer.users if user is not marker and not _counts_rows(user)]
     if others or len(marker.users) > 1:
         yield "what the linear layer before it computes is read elsewhere too"
+
+
+def _widening_layer(node: fx.Node) -> fx.Node | None:
+    """The linear layer with fewer inputs than outputs whose rows ``node`` propagates."""
+    if node.target is not ops.propagate:
+        return None
+    marker = node.args[0]
+    assert isinstance(marker, fx.Node)
+    layer = marker.args[0]
+    if not isinstance(layer, fx.Node) or layer.target is not ops.linear:
+        return None
+    weight = layer.args[2]
+    assert isinstance(weight, fx.Node)
+    outputs, inputs = weight.meta["shape"]
+    return layer if inputs < outputs else None
 
 
 def _counts_rows(node: fx.Node) -> bool:
@@ -93,11 +127,9 @@ def _counts_rows(node: fx.Node) -> bool:
     return call_name(node) == "size" and argument(node, 1, "dim") in (0, -2)
 
 
-def _swap(module: fx.GraphModule, node: fx.Node) -> None:
+def _swap(module: fx.GraphModule, node: fx.Node, layer: fx.Node) -> None:
     marker, _, edges, weight, rows, reduce = node.args
     assert isinstance(marker, fx.Node)
-    layer = marker.args[0]
-    assert isinstance(layer, fx.Node)
     x, parameter = layer.args[0], layer.args[2]
     assert isinstance(x, fx.Node)
     for user in [user for user in layer.users if _counts_rows(user)]:

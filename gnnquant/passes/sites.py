@@ -66,10 +66,13 @@ class SiteNamer:
     def operand(self, value: fx.Node, consumer: str) -> tuple[str, str]:
         """(name, kind) of ``value``, which feeds the linear layer called ``consumer``.
 
-        An aggregate feeds a layer of its own convolution, an update one outside of it; what comes
-        from the model's inputs or from a linear layer is an input.
+        An aggregate feeds a layer of its own convolution, or one that was moved behind its sum, an update
+        one outside of it; what comes from the model's inputs or from a linear layer is an input.
         """
         source = self._origin(value)
+        if source.target is ops.propagate:
+            # The layer comes after the sum, wherever it was written.
+            return join(str(source.meta["conv"]), "aggregate"), "aggregate"
         conv = None if source.op == "placeholder" else self._conv_of(source)
         if conv is None:
             return join(consumer, "input"), "input"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as gnn
 
 import gnnquant
-from gnnquant import ir
+from gnnquant import QuantConfig, QuantSpec, ir
 from gnnquant.passes.extract_linears import ExtractLinears
 from gnnquant.passes.order_propagation import OrderPropagation
 from gnnquant.passes.recognize_propagation import RecognizePropagation
@@ -112,6 +113,83 @@ def test_others_say_why_not(layer: Any, reason: str) -> None:
     assert result.changed == 0
     assert reason in result.notes[0]
     assert order(module)[0] == ("linear", WIDE)
+
+
+class Elsewhere(nn.Module):
+    """The layer stands outside of the convolution that sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.sum = nn.Linear(FEATURES, WIDE, bias=False), gnn.SimpleConv("sum")
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.sum(self.lin(x), edge_index)
+
+
+class BothSides(Elsewhere):
+    """Sources and destinations are different rows."""
+
+    def forward(self, x: Tensor, others: Tensor, edge_index: Tensor) -> Tensor:
+        return self.sum((self.lin(x), others), edge_index)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_stay(dtype: torch.dtype) -> None:
+    x, edge_index = inputs()
+    module, result = rewrite(TwoLayers().to(dtype), (x.to(dtype), edge_index), *PASSES)
+    assert result.changed == 0
+    assert result.notes == (f"first.lin: in {dtype} the other order would round too differently",)
+    assert order(module)[0] == ("linear", WIDE)
+
+
+@pytest.mark.parametrize(("rows", "changed"), [(NODES - 1, 1), (NODES, 1), (NODES + 1, 0)])
+def test_a_sum_into_more_rows_stays_last(rows: int, changed: int) -> None:
+    x, edge_index = inputs()
+    edge_index = torch.stack([edge_index[0], edge_index[1] % rows])
+    module, result = rewrite(BothSides(), (x, torch.randn(rows, WIDE), edge_index), *PASSES)
+    assert result.changed == changed
+    assert (order(module)[0] == ("linear", WIDE)) is not bool(changed)
+    assert result.notes == (() if changed else ("lin: there are more rows after the sum than before it",))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_features_stay(layout: torch.layout) -> None:
+    graphs = [random_graph(20, 64, features=4), random_graph(33, 150, features=4, seed=1)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+        example, other = ((graph.x.relu().to_sparse(layout=layout), graph.edge_index) for graph in graphs)
+        q = gnnquant.convert(gnn.GCNConv(4, 16), example, bits=8, check_inputs=other)
+    (layer,) = (node for node in q.graph.nodes if node.target is ops.linear)
+    assert layer.args[0].op == "placeholder"
+
+
+@pytest.mark.parametrize(
+    ("config", "stays"),
+    [
+        (QuantConfig(), False),
+        (QuantConfig(aggregate=QuantSpec(bits=8)), False),
+        (QuantConfig(input=QuantSpec(bits=8), message=QuantSpec(bits=8)), False),
+        (QuantConfig(input=QuantSpec(bits=8)), True),
+        (QuantConfig(input=QuantSpec(enabled=False)), True),
+        (QuantConfig(sites={"first.lin.input": QuantSpec(granularity="tensor")}), True),
+    ],
+)
+def test_inputs_keep_what_the_user_asked_for(config: QuantConfig, stays: bool) -> None:
+    q = gnnquant.convert(TwoLayers(), inputs(), bits=4, config=config)
+    asked = config.resolve("first.lin.input", "input", 4)
+    assert ("first.aggregate" in q.sites) is not stays
+    assert ("first.lin.input" in q.sites) is bool(stays and asked.enabled)
+    if "first.lin.input" in q.sites:
+        site = q.sites["first.lin.input"]
+        assert (site.bits, site.granularity) == (asked.bits, asked.granularity)
+
+
+@pytest.mark.parametrize(("model", "site"), [(Elsewhere(), "sum.aggregate"), (Copies(), "aggregate")])
+def test_what_a_moved_layer_reads_is_an_aggregate(model: nn.Module, site: str) -> None:
+    example = inputs() if isinstance(model, Elsewhere) else (*inputs(), torch.rand(EDGES))
+    q = gnnquant.convert(model, example, bits=4, config=QuantConfig(aggregate=QuantSpec(bits=8)))
+    assert (q.sites[site].kind, q.sites[site].bits) == ("aggregate", 8)
+    assert "lin.input" not in q.sites
 
 
 def test_heads_of_attention_stay() -> None:
