@@ -97,9 +97,10 @@ def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], 
     factor = kernel.learned(node.attrs["factor"])
     source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
     watched = source.op == "input"
+    largest = _largest(kernel, node, source, x, watched)
 
     def inverse(r: Any) -> Any:
-        scale = kernel.b.let(_statistic(kernel, x, r, node.attrs["zero2"], watched) * factor())
+        scale = kernel.b.let(largest(r) * factor())
         write(r, scale)
         if watched:
             kernel.b.store(kernel.buffer(_watch(kernel, node)), scale, kernel.base + r)
@@ -314,6 +315,35 @@ def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits
         order = [i // 2 + 4 * (i % 2) for i in range(8)]
         codes = reinterpret(shuffle([words], order), "uint8", 4 * lanes)
     return codes
+
+
+def _largest(kernel: RowKernel, node: Node, source: Node, x: Rows, watched: bool) -> Callable[[Any], Any]:
+    """The statistic of the row to quantize; several quantizers of a value find it once."""
+    graph, zero2 = kernel.context.graph, node.attrs["zero2"]
+
+    def alike(other: Node) -> bool:
+        return (
+            other.op == "quantize"
+            and other.attrs["granularity"] == "row"
+            and resolve(graph, other.inputs[0]) == source.name
+            and other.shape == node.shape
+            and bool(other.attrs["zero2"]) == bool(zero2)
+        )
+
+    found = [other.name for other in kernel.stage.nodes if alike(other)]
+    if len(found) == 1:
+        return lambda r: _statistic(kernel, x, r, zero2, watched)
+    if found[0] in kernel.statistics:
+        return kernel.statistics[found[0]]
+    read, write = kernel.scalar()
+    kernel.statistics[found[0]] = read
+
+    def first(r: Any) -> Any:
+        value = kernel.b.let(_statistic(kernel, x, r, zero2, watched))
+        write(r, value)
+        return value
+
+    return first
 
 
 def _statistic(kernel: RowKernel, x: Rows, r: Any, zero2: int, watched: bool) -> Any:

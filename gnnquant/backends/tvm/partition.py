@@ -267,8 +267,23 @@ class _Partition:
                 continue
             sources = {source.name: source for source, _ in self.reads[node.name]}
             cost = sum(_bytes(source) for source in sources.values() if not crosses(source.name, first - 1))
+            cost += self._read_again(node, first)
             if cost <= _bytes(node):
                 self.level[node.name] = first
+
+    def _read_again(self, node: Node, level: int) -> float:
+        """What it costs that ``node``, at ``level``, reads inputs that others have read before.
+
+        Half of their bytes: what is stored is written and read, these are only read.
+        """
+        cost = 0.0
+        for source in {gathered(self.graph, operand) for operand in node.inputs}:
+            users = (user for user in self.computed if user is not node and self.level[user.name] < level)
+            if self.nodes[source].op == "input" and any(
+                source in (gathered(self.graph, operand) for operand in user.inputs) for user in users
+            ):
+                cost += _bytes(self.nodes[source]) / 2
+        return cost
 
 
 def _bytes(node: Node) -> float:

@@ -63,6 +63,7 @@ class RowKernel(Kernel):
         rows: Number of rows of the current block (the last block may be short).
         last: Last row of the space.
         destinations: Of a stage of edges: the thread's first destination and the end of its share.
+        statistics: Largest values of rows, by the first of the quantizers that need them.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
@@ -85,6 +86,7 @@ class RowKernel(Kernel):
         self.first: Any = None
         self.destinations: tuple[Any, Any] = (0, 0)
         self.values: dict[str, Rows | Codes] = {}
+        self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.outputs = outputs
         self.edges = {
             inlined.exports[0]: EdgeValues(self, inlined, lambda: self.first) for inlined in stage.inlined

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from gnnquant.backends.tvm import build
+from gnnquant.backends.tvm import build, codes
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import (
     LOOPS,
@@ -242,6 +242,35 @@ def test_values_of_codes_are_not_kept_as_floats() -> None:
     model = build(graph)
     floats = [item for item in model.plan.buffers if item.dtype == "float32" and item.shape[-1] == 40]
     assert {item.kind for item in floats} == {"input", "output"}
+    inputs = graphs.values(graph, 30, 100)
+    oracle = Oracle(graph, inputs)
+    for value, expected in zip(Library(model).run(oracle.index, inputs), oracle.outputs(), strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
+
+
+@pytest.mark.parametrize("of_input", [True, False])
+def test_values_quantized_at_several_widths(of_input: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows are searched once for their largest number, and an input is read once."""
+    found: list[int] = []
+
+    def counted(kernel: Any, x: Any, r: Any, zero2: int, watched: bool) -> Any:
+        found.append(zero2)
+        return statistic(kernel, x, r, zero2, watched)
+
+    statistic = codes._statistic
+    monkeypatch.setattr(codes, "_statistic", counted)
+    m = graphs.Maker(2)
+    x = m.input("x", 40)
+    g = m.graph(x)
+    if not of_input:
+        x = m.unary("neg", m.spmm(m.quantize(x, 8, 256, "tensor"), g))
+    kept = m.add("dequantize", (m.quantize(x, 8, 256),), (40,))
+    sums = [m.spmm(m.quantize(x, bits, zero2), g) for bits, zero2 in ((4, 16), (2, 3), (2, 0), (4, 0))]
+    graph = m.finish(*sums, m.binary("add", sums[0], kept))
+    model = build(graph)
+    assert sorted(map(bool, found)) == [False, True]
+    readers = [call.function for call in model.plan.calls if "x" in call.arguments]
+    assert len(readers) == 1
     inputs = graphs.values(graph, 30, 100)
     oracle = Oracle(graph, inputs)
     for value, expected in zip(Library(model).run(oracle.index, inputs), oracle.outputs(), strict=True):
