@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from gnnquant.runtime.model import Executor
 
 MAGIC = b"GNNQ"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PREFIX = struct.Struct("<4sIQI4x")
 _DIGEST = 32
 _START = _PREFIX.size + _DIGEST

@@ -11,7 +11,7 @@ from typing import Any
 
 from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
 
-GRAPH_PADDING = 64
+GRAPH_PADDING = 128
 """Entries appended to every index array (zeros), so that kernels may prefetch ahead."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm.context import AHEAD, LINE, StoredCodes, fail
+from gnnquant.backends.tvm.context import AHEAD, FAR, LINE, NEAR, StoredCodes, fail
 from gnnquant.backends.tvm.edge_codes import edge_weights
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -99,7 +99,7 @@ class _WeightedSum(RowSums):
         b = self.kernel.b
         ahead = b.let(self.indices[e + AHEAD])
         for line in range(0, size, LINE):
-            b.prefetch(self.codes[ahead, first + line])
+            b.prefetch(self.codes[ahead, first + line], 2)
 
     def _sum(self, value: Any, place: Any, lanes: int, add: bool) -> None:
         if add:
@@ -403,8 +403,8 @@ def aggregate_floats(kernel: RowKernel, node: Node) -> Rows:
                 e = b.let(first + k)
                 j = b.let(indices[e])
                 if vectors * lanes * 4 >= LINE:
-                    ahead = b.let(indices[e + AHEAD])
-                    kernel.prefetch(x, ahead, column, vectors * lanes)
+                    for distance, cache in ((NEAR, 1), (FAR, 2)):
+                        kernel.prefetch(x, b.let(indices[e + distance]), column, vectors * lanes, cache=cache)
                 weight, single = None, heads == 1 or head_columns % (vectors * lanes) == 0
                 for v in range(vectors):
                     term = x.at(j, column + v * lanes, lanes)

@@ -27,8 +27,15 @@ GRAPH_PARTS = {"indptr": "ends", "src": "entries", "dst": "entries", "edge_id": 
 GRAPH_PARTS |= {"partition": "shares"}
 INPUT_ALIGNMENT = 4
 """Bytes: users' arrays lie anywhere; all other memory is aligned to 64."""
-AHEAD = 16
-"""Edges to prefetch ahead (at most ``GRAPH_PADDING``)."""
+NEAR, FAR = 16, 64
+"""Edges (or rows) ahead of which rows of floats are asked for, into the first cache and into the second.
+
+The second takes many more requests at a time than the first, and keeps what came before it is needed. All
+distances are less than ``GRAPH_PADDING`` less the edges that a kernel reads together.
+"""
+AHEAD = 96
+"""Edges ahead of which codes, and what edges weigh, are asked for, into the second cache: a block of rows
+of a sparse graph. Codes are few bytes: that they wait there is soon made up for."""
 LINE = 64
 """Bytes of a cache line."""
 SCRATCH = {"float32": "scratch.f32", "uint8": "scratch.u8", "int32": "scratch.i32"}
@@ -227,12 +234,12 @@ class Kernel:
 
         return Rows(x.columns, x.padded, at, x.loaded and fill is None)
 
-    def prefetch(self, x: Rows, r: Any, column: Any, columns: int) -> None:
+    def prefetch(self, x: Rows, r: Any, column: Any, columns: int, *, cache: int = 1) -> None:
         """Ask for columns of a row of ``x`` that will be read soon, where it is a mere load."""
         for first in range(0, columns, LINE // 4):
             load = x.at(r, column + first, 1)
             if hasattr(load, "indices"):
-                self.b.prefetch(load)
+                self.b.prefetch(load, cache)
 
     def reserve(self, dtype: str, count: int) -> int:
         """Offset of ``count`` scratch elements of every thread."""

@@ -134,6 +134,17 @@ class EdgeCodes:
         if self._places is not None:
             self.place = self._places.of(r)
 
+    def ask(self, edge: Any, source: Any) -> None:
+        """Prefetch what tells the weight of an edge that comes later, whose source is ``source``."""
+        b = self.kernel.b
+        if self.pairs is not None:
+            b.prefetch(self.pairs[source, 0], 2)
+            return
+        if self.scales is not None:
+            b.prefetch(self.scales[source], 2)
+        if self.weights is not None and self.weights.inlined is not None:
+            self.weights.inlined.ask(edge)
+
     def begin(self, first: Any, degree: Any) -> None:
         """Units of a row, and zeros for its sums."""
         kernel, sums = self.kernel, self.sums

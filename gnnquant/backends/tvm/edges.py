@@ -128,6 +128,14 @@ class EdgeValues:
                 continue
             self._sweep(begin, degree, self._declare(node), _of_row(value, i))
 
+    def ask(self, edge: Any) -> None:
+        """Prefetch what an edge that comes later gathers from its source."""
+        context = self.kernel.context
+        operands = {resolve(context.graph, name) for node in self.stage.nodes for name in node.inputs}
+        for node in (context.nodes[name] for name in sorted(operands)):
+            if node.op == "gather" and node.attrs["index"] == f"{self.graph}.src":
+                self.kernel.prefetch(self.kernel.reader(node.name), edge, 0, node.columns, cache=2)
+
     def exported(self, name: str) -> Rows:
         """A value of the stage that was written for the last row; rows are edges."""
         node = self.kernel.context.nodes[name]

@@ -293,9 +293,9 @@ class Builder:
         """A small array, indexed by constants only: LLVM keeps it in registers."""
         return T.alloc_buffer((count,), vector_type(dtype, lanes), scope="global")
 
-    def prefetch(self, element: Any) -> None:
-        """Ask for the cache line of ``element``; any address is harmless."""
-        T.evaluate(T.Call("tirx.prefetch", [T.address_of(element), 0, 3, 1], ret_ty="void"))
+    def prefetch(self, element: Any, cache: int = 1) -> None:
+        """Ask for the cache line of ``element``, into the first or second cache; any address is harmless."""
+        T.evaluate(T.Call("tirx.prefetch", [T.address_of(element), 0, 4 - cache, 1], ret_ty="void"))
 
     def lazy(self, condition: Any, x: Any, y: Any) -> Any:
         """Choice that evaluates one side."""

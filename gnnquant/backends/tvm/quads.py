@@ -141,7 +141,9 @@ class QuadSum(RowSums):
         for i in range(4):
             ahead = b.let(self.indices[edge + (AHEAD + i)])
             for line in range(0, units * layout.unit, LINE):
-                b.prefetch(self.codes[ahead, first * layout.unit + line])
+                b.prefetch(self.codes[ahead, first * layout.unit + line], 2)
+            if isinstance(first, int) and first == 0:
+                self.edge_codes.ask(b.let(edge + (AHEAD + i)), ahead)
         for number in range(units):
             place = span((first + number) * layout.unit, layout.unit)
             rows = [b.let(self.codes[node, place]) for node in nodes]

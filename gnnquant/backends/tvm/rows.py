@@ -11,7 +11,7 @@ from tvm import tirx
 
 from gnnquant.backends.tvm import codes, maths, segments, shapes, tiles
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
-from gnnquant.backends.tvm.context import AHEAD, LINE, Kernel, StoredRows, fail
+from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredRows, fail
 from gnnquant.backends.tvm.edges import EdgeValues
 from gnnquant.backends.tvm.emit import const, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
@@ -194,7 +194,7 @@ class RowKernel(Kernel):
         far = node.op == "gather" and not node.attrs["index"].endswith(".dst")
         if far and x.loaded and x.columns * 4 >= LINE:
             columns = min(x.columns, MOST_AHEAD)
-            self.each_row(lambda r: self.prefetch(x, self.base + r + AHEAD, 0, columns))
+            self.each_row(lambda r: self.prefetch(x, self.base + r + NEAR, 0, columns))
 
     def float_rows(self, name: str) -> Rows:
         """The value of a float node."""

@@ -88,7 +88,7 @@ struct Plan {
 };
 
 inline constexpr std::int64_t kInt32Max = 2147483647;
-inline constexpr std::int64_t kGraphPadding = 64;
+inline constexpr std::int64_t kGraphPadding = 128;
 inline constexpr char kOne[] = "one";
 inline const std::vector<std::string> kGraphParts = {"indptr", "src", "dst", "edge_id", "partition"};
 inline const std::vector<std::string> kLoops = {"keep", "remove", "add", "replace", "remaining"};
