@@ -300,7 +300,7 @@ def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits
         t = minimum(t, number(high, lanes))
         if zero2 % 2:
             t = unary("llvm.floor", t, lanes)
-        four.append(intrinsic(machine.rounding, vector_type("int32", lanes), t))
+        four.append(_nearest(machine.rounding, t, lanes))
     to16, to8 = machine.narrow
     halves = []
     for part in (0, 2):
@@ -311,10 +311,19 @@ def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits
     codes = intrinsic(to8, vector_type("uint8", 4 * lanes), *halves)
     if lanes > 4:
         # the conversions work within 128-bit parts
-        words = reinterpret(codes, "int32", lanes)
-        order = [i // 2 + 4 * (i % 2) for i in range(8)]
+        words, parts = reinterpret(codes, "int32", lanes), lanes // 4
+        order = [4 * (i % parts) + i // parts for i in range(lanes)]
         codes = reinterpret(shuffle([words], order), "uint8", 4 * lanes)
     return codes
+
+
+def _nearest(name: str, value: Any, lanes: int) -> Any:
+    """``value`` as the nearest int32, by the processor's conversion."""
+    dtype = vector_type("int32", lanes)
+    if ".mask." not in name:
+        return intrinsic(name, dtype, value)
+    # all lanes, rounded as the processor is set: to the nearest
+    return intrinsic(name, dtype, value, splat(const(0), lanes), const(-1, "int16"), const(4))
 
 
 def _largest(kernel: RowKernel, node: Node, source: Node, x: Rows, watched: bool) -> Callable[[Any], Any]:

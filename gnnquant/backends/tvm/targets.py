@@ -168,7 +168,16 @@ def _x86(available: set[str]) -> Machine:
         quads = "llvm.x86.avx512.vpdpbusd.512" if "avx512vnni" in available else ""
         words, pairs = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512"
         tiles = {"amx-tile", "amx-int8"} <= available
-        return Machine(16, words, pairs, quads=quads, quads_limit=255, tiles=tiles)
+        return Machine(
+            16,
+            words,
+            pairs,
+            "llvm.x86.avx512.mask.cvtps2dq.512",
+            ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
+            quads=quads,
+            quads_limit=255,
+            tiles=tiles,
+        )
     if "avx2" in available:
         return Machine(
             8,
