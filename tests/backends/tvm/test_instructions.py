@@ -66,6 +66,32 @@ def quads(total: Any, x: Any, y: Any, lanes: int) -> Any:
     return total
 
 
+def nearest(value: Any, _: Any, mask: Any, rounding: Any) -> Any:
+    """VCVTPS2DQ of numbers that int32 has: to the nearest, as the processor is set, in all lanes."""
+    assert (int(mask), int(rounding)) == (-1, 4)
+    return cast(emit.unary("llvm.rint", value, 16), "int32", 16)
+
+
+def packed(x: Any, y: Any, low: int, high: int, dtype: str) -> Any:
+    """VPACKSSDW and VPACKUSWB: saturated to half the width, within parts of 128 bits."""
+    lanes, kind = (16, "int32") if dtype == "int16" else (32, "int16")
+    limits = [splat(const(limit, kind), lanes) for limit in (high, low)]
+    x, y = (cast(maximum(minimum(v, limits[0]), limits[1]), dtype, lanes) for v in (x, y))
+    run = lanes // 4
+    order = [side * lanes + part * run + i for part in range(4) for side in (0, 1) for i in range(run)]
+    return emit.shuffle([emit.bind(x), emit.bind(y)], order)
+
+
+MEANINGS = {
+    WORDS: words,
+    BYTES: bytes_,
+    "mask.cvtps2dq.512": nearest,
+    "packssdw.512": lambda x, y: packed(x, y, -(2**15), 2**15 - 1, "int16"),
+    "packuswb.512": lambda x, y: packed(x, y, 0, 255, "uint8"),
+}
+"""By name: instructions of AVX-512."""
+
+
 class Tiles:
     """Intel's manual, AMX: eight registers of 16 rows of 16 int32, or of 64 bytes."""
 
@@ -119,7 +145,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         found.add(short)
         if short.startswith(QUADS):
             return quads(*arguments, int(short[-3:]) // 32)
-        return {WORDS: words, BYTES: bytes_}[short](*arguments)
+        return MEANINGS[short](*arguments)
 
     describe = targets.describe
 
