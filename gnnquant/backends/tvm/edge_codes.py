@@ -41,6 +41,10 @@ KEPT = 256
 BEHIND = 2
 """Sums of four edges that may be read behind the last edge of a row."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
+TOGETHER = 512
+"""Edges of a block of rows whose scales and roots are gathered before the first row."""
+RUN = 8
+"""Edges of a turn of that."""
 
 
 class EdgeWeights:
@@ -125,6 +129,33 @@ class EdgeCodes:
         self.select(0)
         self.kept = reserve("float32", KEPT + lanes) if self.single else 0
         self.ratio = reserve("float32", self.heads)
+        self.gathered: Any = None
+        self._copies = 0 if self.pairs is None else reserve("float32", 2 * (TOGETHER + RUN + lanes))
+
+    def of_block(self, weigh: Callable[[], None]) -> None:
+        """``weigh`` the rows of the block, with what their edges gather side by side if it is not too much.
+
+        Edges of a block follow each other: that takes fewer instructions than vectors of each row's, which
+        are longer than most rows.
+        """
+        kernel, b, pairs = self.kernel, self.kernel.b, self.pairs
+        if pairs is None:
+            weigh()
+            return
+        first = b.let(self.indptr[kernel.base])
+        count = b.let(self.indptr[kernel.base + kernel.rows] - first)
+
+        def together() -> None:
+            with b.loop((count + (RUN - 1)) // RUN) as turn:
+                for i in range(RUN):
+                    edge = turn * RUN + i
+                    node = b.let(self.indices[first + edge])
+                    kernel.save("float32", pairs[node, span(0, 2)], self._copies + 2 * edge, 2)
+            self.gathered = first
+            weigh()
+            self.gathered = None
+
+        b.branch(count <= TOGETHER, together, weigh)
 
     def select(self, r: Any) -> None:
         """Go on with row r of the block."""
@@ -407,6 +438,13 @@ class EdgeCodes:
     def _values(self, edge: Any, lanes: int) -> Any:
         """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
         nodes = [self.indices[edge + i] for i in range(lanes)]
+        if self.gathered is not None:
+            place = self._copies + 2 * (edge - self.gathered)
+            parts = [
+                self.kernel.b.let(self.kernel.load("float32", place + lanes * part, lanes)) for part in (0, 1)
+            ]
+            root, scale = (shuffle(parts, range(part, 2 * lanes, 2)) for part in (0, 1))
+            return product(product(root, splat(self.root, lanes), lanes), scale, lanes)
         if self.pairs is not None:
             pairs = [self.pairs[node, span(0, 2)] for node in nodes]
             root, scale = (shuffle(pairs, range(part, 2 * lanes, 2)) for part in (0, 1))

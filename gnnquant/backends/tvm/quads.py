@@ -56,7 +56,7 @@ class QuadSum(RowSums):
                 codes.whole(first, degree, summed=self.zero2 != 0)
 
         # of all rows first: processors work ahead on a row that does not wait for what the last one found
-        self.kernel.each_row(weigh)
+        codes.of_block(lambda: self.kernel.each_row(weigh))
         return super().emit()
 
     def _row(self, r: Any) -> None:
