@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm.context import AHEAD, FAR, LINE, NEAR, StoredCodes, fail
+from gnnquant.backends.tvm.context import FAR, LINE, NEAR, StoredCodes, fail
 from gnnquant.backends.tvm.edge_codes import edge_weights
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -93,13 +93,6 @@ class _WeightedSum(RowSums):
 
     def _sum_run(self, start: Any, count: Any, add: bool) -> None:
         self.method(start, count, add)
-
-    def _ask(self, e: Any, first: Any, size: int) -> None:
-        """Prefetch ``size`` bytes of the row of an edge that comes later."""
-        b = self.kernel.b
-        ahead = b.let(self.indices[e + AHEAD])
-        for line in range(0, size, LINE):
-            b.prefetch(self.codes[ahead, first + line], 2)
 
     def _sum(self, value: Any, place: Any, lanes: int, add: bool) -> None:
         if add:

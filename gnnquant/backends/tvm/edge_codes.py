@@ -438,15 +438,12 @@ class EdgeCodes:
     def _values(self, edge: Any, lanes: int) -> Any:
         """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
         nodes = [self.indices[edge + i] for i in range(lanes)]
-        if self.gathered is not None:
-            place = self._copies + 2 * (edge - self.gathered)
-            parts = [
-                self.kernel.b.let(self.kernel.load("float32", place + lanes * part, lanes)) for part in (0, 1)
-            ]
-            root, scale = (shuffle(parts, range(part, 2 * lanes, 2)) for part in (0, 1))
-            return product(product(root, splat(self.root, lanes), lanes), scale, lanes)
         if self.pairs is not None:
-            pairs = [self.pairs[node, span(0, 2)] for node in nodes]
+            if self.gathered is None:
+                pairs = [self.pairs[node, span(0, 2)] for node in nodes]
+            else:
+                kernel, place = self.kernel, self._copies + 2 * (edge - self.gathered)
+                pairs = [kernel.b.let(kernel.load("float32", place + i * lanes, lanes)) for i in (0, 1)]
             root, scale = (shuffle(pairs, range(part, 2 * lanes, 2)) for part in (0, 1))
             return product(product(root, splat(self.root, lanes), lanes), scale, lanes)
         scale = (

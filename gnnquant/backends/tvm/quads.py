@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.tvm.codes import plane_of
-from gnnquant.backends.tvm.context import AHEAD, LINE
+from gnnquant.backends.tvm.context import AHEAD
 from gnnquant.backends.tvm.edge_codes import BEHIND, KEPT
 from gnnquant.backends.tvm.emit import cast, const, reinterpret, shuffle, span, splat
 from gnnquant.backends.tvm.gemm import dot_quads
@@ -139,9 +139,7 @@ class QuadSum(RowSums):
         units = 1 + max(number for number, _, _ in slots)
         nodes = [b.let(self.indices[edge + i]) for i in range(4)]
         for i in range(4):
-            ahead = b.let(self.indices[edge + (AHEAD + i)])
-            for line in range(0, units * layout.unit, LINE):
-                b.prefetch(self.codes[ahead, first * layout.unit + line], 2)
+            ahead = self._ask(edge + i, first * layout.unit, units * layout.unit)
             if isinstance(first, int) and first == 0:
                 self.edge_codes.ask(b.let(edge + (AHEAD + i)), ahead)
         for number in range(units):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
-from gnnquant.backends.tvm.context import fail
+from gnnquant.backends.tvm.context import AHEAD, LINE, fail
 from gnnquant.backends.tvm.edge_codes import EdgeCodes
 from gnnquant.backends.tvm.emit import cast, const, maximum, product, splat
 from gnnquant.backends.tvm.layout import round_up
@@ -68,6 +68,14 @@ class RowSums:
         rows, self.save = self.kernel.local(max(self.node.columns, self.padded))
         self.kernel.each_row(self._row)
         return Rows(self.node.columns, True, rows.at, True)
+
+    def _ask(self, e: Any, first: Any, size: int) -> Any:
+        """Prefetch ``size`` bytes of the row of the edge ``AHEAD`` of ``e``; returns its source."""
+        b = self.kernel.b
+        ahead = b.let(self.indices[e + AHEAD])
+        for line in range(0, size, LINE):
+            b.prefetch(self.codes[ahead, first + line], 2)
+        return ahead
 
     def _row(self, r: Any) -> None:
         self._any_row(r, *self._edges(r))
