@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from gnnquant.integer_graph import Node
 
     Column = Callable[[Any, Any, Any, int], Any]
-    """``value(edge, destination, column, lanes)``: columns of an edge, or one column of as many edges as the
-    tuple ``edge`` has."""
+    """``value(edge, destination, column, lanes)``: columns of an edge, or as many columns of each of the
+    edges of which ``edge`` is a tuple."""
 
 
 class EdgeKernel(Kernel):
@@ -144,23 +145,18 @@ class EdgeValues:
     def _written(self, name: str, e: Any, c: Any, lanes: int) -> Any:
         out = self.kernel.buffer(self.buffers[name])
         if isinstance(e, tuple):
-            return shuffle([out[edge + self.shift] for edge in e], range(lanes))
+            return _side_by_side(e, lanes, lambda edge, width: self._written(name, edge, c, width))
         return out[e + self.shift] if len(out.shape) == 1 else out[e + self.shift, span(c, lanes)]
 
     def _sweep(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
         """``out[e, c] = value(e, c, lanes)`` for the edges of a row; ``out`` of one column is [E].
 
-        A vector holds columns of an edge; of one column as many edges, and at the end of the row the last
-        one repeatedly, which ``value`` must bear.
+        A vector holds columns of an edge, or all columns of some edges where these fill it. Of one column
+        it holds as many edges, and at the end of the row the last one repeatedly, which ``value`` must bear.
         """
         b, lanes = self.b, self.lanes
         if len(out.shape) > 1:
-            with b.loop(degree) as k:
-                e = b.let(begin + k)
-                self._each(
-                    int(out.shape[1]),
-                    lambda c, lanes: b.store(out, value(e, c, lanes), e + self.shift, span(c, lanes)),
-                )
+            self._sweep_wide(begin, degree, out, value)
             return
         full = b.let(degree // lanes)
         with b.loop(full) as k:
@@ -175,6 +171,24 @@ class EdgeValues:
             self.kernel.save("float32", value(edges, 0, lanes), self.tail, lanes)
             with b.loop(left) as lane:
                 b.store(out, self.kernel.load("float32", self.tail + lane), e + self.shift + lane)
+
+    def _sweep_wide(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
+        b, lanes, columns = self.b, self.lanes, int(out.shape[1])
+        together = max(lanes // columns, 1) if lanes % columns == 0 else 1
+        rest = begin
+        if together > 1:
+            full = b.let(degree // together)
+            with b.loop(full) as k:
+                e = b.let(begin + k * together)
+                edges = tuple(e + index for index in range(together))
+                b.store(out, value(edges, 0, lanes), e + self.shift, span(0, lanes))
+            rest = b.let(begin + full * together)
+        with b.loop(begin + degree - rest) as k:
+            e = b.let(rest + k)
+            self._each(
+                columns,
+                lambda c, lanes: b.store(out, value(e, c, lanes), e + self.shift, span(c, lanes)),
+            )
 
     def _each(self, columns: int, body: Callable[..., None]) -> None:
         """``body(column, lanes)``, every column once."""
@@ -205,14 +219,16 @@ class EdgeValues:
             of_row = self.kernel.reader(node.inputs[0])
 
             def at_end(e: Any, i: Any, c: Any, lanes: int) -> Any:
-                return splat(of_row.at(i, c, 1), lanes) if isinstance(e, tuple) else of_row.at(i, c, lanes)
+                if isinstance(e, tuple):
+                    return _side_by_side(e, lanes, lambda _, width: of_row.at(i, c, width))
+                return of_row.at(i, c, lanes)
 
             return at_end
         of_edge = self.kernel.reader(name)
 
         def at(e: Any, i: Any, c: Any, lanes: int) -> Any:
             if isinstance(e, tuple):
-                return shuffle([of_edge.at(edge, c, 1) for edge in e], range(lanes))
+                return _side_by_side(e, lanes, lambda edge, width: of_edge.at(edge, c, width))
             return of_edge.at(e, c, lanes)
 
         return at
@@ -236,7 +252,7 @@ class EdgeValues:
         if count == node.columns:
             return value
         if count == 1:
-            return lambda e, i, c, lanes: splat(value(e, i, 0, 1), lanes)
+            return _for_each(lambda e, i, c, lanes: splat(value(e, i, 0, 1), lanes))
         padded = (1,) * (len(full) - len(shape)) + tuple(shape)
 
         def source(c: Any) -> Any:
@@ -254,7 +270,7 @@ class EdgeValues:
             parts = [value(e, i, source(c + lane), 1) for lane in range(lanes)]
             return parts[0] if lanes == 1 else shuffle(parts, range(lanes))
 
-        return at
+        return _for_each(at)
 
     def _segment_softmax(self, node: Node, i: Any, begin: Any, degree: Any) -> None:
         b, columns = self.b, node.columns
@@ -268,17 +284,17 @@ class EdgeValues:
 
         def largest(e: Any, c: Any, lanes: int) -> Any:
             value = b.let(x(e, i, c, lanes))
-            best.put(maximum(best.get(c, lanes), value), c, lanes)
+            best.fold(maximum, value, e, c, lanes)
             return value
 
         def power(e: Any, c: Any, lanes: int) -> Any:
-            value = b.let(maths.exp(again(e, c, lanes) - best.get(c, lanes), lanes))
+            value = b.let(maths.exp(again(e, c, lanes) - best.along(e, c, lanes), lanes))
             if columns > 1:
-                total.put(total.get(c, lanes) + value, c, lanes)
+                total.fold(operator.add, value, e, c, lanes)
             return value
 
         def share(e: Any, c: Any, lanes: int) -> Any:
-            return again(e, c, lanes) / (total.get(c, lanes) + number(1e-16, lanes))
+            return again(e, c, lanes) / (total.along(e, c, lanes) + number(1e-16, lanes))
 
         self._sweep(begin, degree, out, largest)
         if columns == 1:
@@ -293,15 +309,36 @@ class EdgeValues:
         self._sweep(begin, degree, out, share)
 
 
+def _side_by_side(edges: tuple[Any, ...], lanes: int, one: Callable[[Any, int], Any]) -> Any:
+    """A vector of ``one(edge, width)`` for each edge."""
+    width = lanes // len(edges)
+    return shuffle([one(edge, width) for edge in edges], range(lanes))
+
+
+def _for_each(value: Column) -> Column:
+    """``value``, which takes one edge, for several."""
+
+    def at(e: Any, i: Any, c: Any, lanes: int) -> Any:
+        if isinstance(e, tuple):
+            return _side_by_side(e, lanes, lambda edge, width: value(edge, i, c, width))
+        return value(e, i, c, lanes)
+
+    return at
+
+
 def _of_row(value: Column, i: Any) -> Callable[[Any, Any, int], Any]:
     return lambda e, c, lanes: value(e, i, c, lanes)
 
 
 class _Running:
-    """A float for every column of a row, in a register where one vector holds them."""
+    """A float for every column of a row, in a register where one vector holds them.
+
+    Of one column, a vector of floats that are put together later.
+    """
 
     def __init__(self, kernel: Kernel, columns: int, start: float) -> None:
         self.kernel = kernel
+        self.columns = columns
         lanes = kernel.lanes if columns == 1 else vector_lanes(columns, kernel.lanes)
         count = max(columns // lanes, 1)
         self.place = kernel.reserve("float32", columns) if count > 1 else -1
@@ -311,6 +348,22 @@ class _Running:
 
     def get(self, c: Any, lanes: int) -> Any:
         return self.register[0] if self.place < 0 else self.kernel.load("float32", self.place + c, lanes)
+
+    def along(self, e: Any, c: Any, lanes: int) -> Any:
+        """The floats as they stand beside a vector of edges."""
+        if self.columns == 1 or not isinstance(e, tuple):
+            return self.get(c, lanes)
+        return _side_by_side(e, lanes, lambda _, width: self.get(c, width))
+
+    def fold(self, combine: Callable[[Any, Any], Any], value: Any, e: Any, c: Any, lanes: int) -> None:
+        """Combine the floats with a vector, edge after edge."""
+        if self.columns == 1 or not isinstance(e, tuple):
+            self.put(combine(self.get(c, lanes), value), c, lanes)
+            return
+        width = self.columns
+        for first in range(0, lanes, width):
+            part = shuffle([value], range(first, first + width))
+            self.put(combine(self.get(c, width), part), c, width)
 
     def put(self, value: Any, c: Any, lanes: int) -> None:
         if self.place < 0:
@@ -357,7 +410,7 @@ def norm(edges: EdgeValues, node: Node) -> Column:
 
     def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
         if isinstance(e, tuple):
-            return shuffle([value(edge, i, c, 1) for edge in e], range(lanes))
+            return _side_by_side(e, lanes, lambda edge, _: value(edge, i, c, 1))
         first = product(roots[sources[e]], weight(e, i, c, lanes), 1)
         return first * roots[i]
 

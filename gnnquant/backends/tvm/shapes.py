@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 64
 """Runs of a permutation that are written out; longer ones read a table."""
+LEAST_ACROSS = 4
+"""Lanes of a vector of sums for which it is worth to transpose squares."""
 
 
 def concat(kernel: RowKernel, node: Node) -> Rows:
@@ -124,7 +126,7 @@ def reduce(kernel: RowKernel, node: Node) -> Rows:
     if kind not in STARTS or not length:
         raise fail(node, f"a reduction {kind!r} over {length} elements")
     x = kernel.float_rows(node.inputs[0])
-    if inner == 1 and kind in ("sum", "mean") and _across(kernel, outer, length):
+    if inner == 1 and kind in ("sum", "mean") and _across(kernel, outer, length) > 1:
         place = _sums(kernel, x, outer, length, length if kind == "mean" else 0)
         return Rows(
             outer, True, lambda r, j, lanes: kernel.load("float32", place + r * outer + j, lanes), True
@@ -255,7 +257,7 @@ def _by_group(kernel: RowKernel, node: Node, at: Callable[[Any, Any, Any, int], 
 
 def _totals(kernel: RowKernel, x: Rows, groups: int, length: int) -> int:
     """Sums of the groups, in scratch: its offset."""
-    if _across(kernel, groups, length):
+    if _across(kernel, groups, length) > 1:
         return _sums(kernel, x, groups, length)
     totals = kernel.reserve("float32", kernel.block * groups)
 
@@ -270,9 +272,12 @@ def _totals(kernel: RowKernel, x: Rows, groups: int, length: int) -> int:
     return totals
 
 
-def _across(kernel: RowKernel, groups: int, length: int) -> bool:
-    """Whether vectors of sums can run across the groups and rows of a block."""
-    return length >= kernel.lanes and kernel.block * groups % kernel.lanes == 0
+def _across(kernel: RowKernel, groups: int, length: int) -> int:
+    """Lanes of the vectors of sums that run across the groups and rows of a block; 1 if they cannot."""
+    lanes = kernel.lanes
+    while lanes >= LEAST_ACROSS and (length < lanes or kernel.block * groups % lanes):
+        lanes //= 2
+    return lanes if lanes >= LEAST_ACROSS else 1
 
 
 def _sums(kernel: RowKernel, x: Rows, groups: int, length: int, divisor: int = 0) -> int:
@@ -281,8 +286,8 @@ def _sums(kernel: RowKernel, x: Rows, groups: int, length: int, divisor: int = 0
     A square of columns is read along the groups and added across them, so that every sum still runs
     from left to right.
     """
-    b, lanes = kernel.b, kernel.lanes
-    totals = kernel.reserve("float32", kernel.block * groups + lanes)
+    b, lanes = kernel.b, _across(kernel, groups, length)
+    totals = kernel.reserve("float32", kernel.block * groups + kernel.lanes)
     whole, rest = divmod(length, lanes)
 
     def some(index: Any) -> None:

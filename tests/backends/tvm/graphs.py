@@ -224,8 +224,13 @@ def sage(bits: int, reduce: str = "mean", features: int = 33, hidden: int = 70) 
     return m.finish(m.unary("softmax", both), m.unary("sigmoid", skip), x, first)
 
 
-def gat(bits: int, heads: int = 4, width: int = 8, features: int = 30) -> IntegerGraph:
-    """Attention per head, heads joined in the first layer and averaged in the second."""
+def gat(
+    bits: int, heads: int = 4, width: int = 8, features: int = 30, *, weighted: bool = False
+) -> IntegerGraph:
+    """Attention per head, heads joined in the first layer and averaged in the second.
+
+    With ``weighted`` all scores of an edge are multiplied by a number of the edge, and by one for each head.
+    """
     m = Maker(bits + 20)
     x = m.input("x", features)
     g = m.graph(x, "replace")
@@ -236,6 +241,9 @@ def gat(bits: int, heads: int = 4, width: int = 8, features: int = 30) -> Intege
             score = m.reduce(m.binary("mul", h3, m.constant(heads, width)), 1)
             scores.append(m.end(score, g, side))
         e = m.unary("leaky_relu", m.binary("add", *scores), scalar=0.2)
+        if weighted:
+            e = m.binary("mul", e, m.edge_input("edge_attr", g, 1))
+            e = m.binary("mul", m.constant(heads), e)
         alpha = m.add("segment_softmax", (e,), (heads,))
         y = m.spmm(m.quantize(h3, bits, SIGNED[bits]), g, alpha, heads=heads)
         if layer == 0:

@@ -31,6 +31,7 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "gat-2": lambda: graphs.gat(2, heads=2, width=70),
     "gat-4": lambda: graphs.gat(4),
     "gat-8": lambda: graphs.gat(8, heads=3, width=5),
+    "gat-weighted": lambda: graphs.gat(8, heads=8, width=20, weighted=True),
     "sage-min": lambda: graphs.sage(4, "min", features=12, hidden=40),
     "gatv2-4": lambda: graphs.gatv2(4),
     "gatv2-8": lambda: graphs.gatv2(8, heads=2, width=5),
