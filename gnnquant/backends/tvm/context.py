@@ -279,6 +279,16 @@ class Kernel:
         self._pooled += padded.size
         return self._pooled - padded.size
 
+    def promised(self) -> tuple[int, Callable[[int], None]]:
+        """Room in the pool for an int32 that is known later: its offset, and how to set it."""
+        offset = self.keep(np.zeros(1, dtype=np.int32))
+        room = self._pool[-1].view(np.int32)
+
+        def settle(value: int) -> None:
+            room[0] = value
+
+        return offset, settle
+
     def kept(self, index: Any, lanes: int = 1) -> Any:
         """Elements of the pool."""
         return self.b.argument(self._pool_name, (self.b.size("pool"),), "float32")[span(index, lanes)]

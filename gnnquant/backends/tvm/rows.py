@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gnnquant.backends.tvm.context import Context
+    from gnnquant.backends.tvm.lookahead import Lookahead
     from gnnquant.backends.tvm.partition import Stage
     from gnnquant.integer_graph import Node
 
@@ -64,6 +65,7 @@ class RowKernel(Kernel):
         last: Last row of the space.
         destinations: Of a stage of edges: the thread's first destination and the end of its share.
         statistics: Largest values of rows, by the first of the quantizers that need them.
+        lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
@@ -87,6 +89,7 @@ class RowKernel(Kernel):
         self.destinations: tuple[Any, Any] = (0, 0)
         self.values: dict[str, Rows | Codes] = {}
         self.statistics: dict[str, Callable[[Any], Any]] = {}
+        self.lookahead: Lookahead | None = None
         self.outputs = outputs
         self.edges = {
             inlined.exports[0]: EdgeValues(self, inlined, lambda: self.first) for inlined in stage.inlined
@@ -130,6 +133,8 @@ class RowKernel(Kernel):
                     self._node(node)
                 for position, name in self.outputs:
                     self._output(position, name)
+                if self.lookahead is not None:
+                    self.lookahead.finish()
             for node in reductions:
                 segments.finish(self, node)
             if self._tiled:
@@ -175,6 +180,10 @@ class RowKernel(Kernel):
         else:
             with self.b.loop(self.rows) as r:
                 body(r)
+                if self.lookahead is not None:
+                    self.lookahead.turn(r)
+            if self.lookahead is not None:
+                self.lookahead.next_loop()
 
     def operand(self, name: str) -> Rows | Codes:
         """The value of a node, wherever it lives."""

@@ -73,9 +73,13 @@ class RowSums:
         """Prefetch ``size`` bytes of the row of the edge ``AHEAD`` of ``e``; returns its source."""
         b = self.kernel.b
         ahead = b.let(self.indices[e + AHEAD])
-        for line in range(0, size, LINE):
-            b.prefetch(self.codes[ahead, first + line], 2)
+        self._ask_columns(ahead, first, size)
         return ahead
+
+    def _ask_columns(self, source: Any, first: Any, size: int) -> None:
+        """Prefetch ``size`` bytes of a row."""
+        for line in range(0, size, LINE):
+            self.kernel.b.prefetch(self.codes[source, first + line], 2)
 
     def _row(self, r: Any) -> None:
         self._any_row(r, *self._edges(r))

@@ -1,0 +1,86 @@
+"""Asking for the rows that the next block of a kernel sums, while this one is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+
+from gnnquant.backends.tvm.context import AHEAD
+from gnnquant.backends.tvm.emit import any_of, choose, const, reinterpret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gnnquant.backends.tvm.rows import RowKernel
+
+MOST = 1024
+"""Edges of a block that the block before asks for; one that has more asks for them itself."""
+SMALL = 2**21
+"""Bytes of a table that is in cache before long: its rows come soon after they are asked for."""
+MOST_TURNS = 64
+"""Turns among which the requests are divided: fewer than ``GRAPH_PADDING``, since turns may ask for edges
+that are not there. Their loops all have as many steps, which processors foresee."""
+
+
+class Lookahead:
+    """Spreads the requests for what the next block gathers over the loops that follow this block's sum.
+
+    Memory serves a request every few nanoseconds and queues few: those of a loop that does nothing but sum are
+    waited for, and while the rest of a block is computed there are none. So every row of every loop that
+    follows the sum takes its share; how many there are is known when all are emitted.
+
+    Args:
+        kernel: Whose blocks.
+        indptr: Of the graph.
+        table: What is gathered, [rows, bytes].
+        ask: Emits the requests for an edge.
+
+    Attributes:
+        alone: Whether this block has to ask for its edges itself.
+    """
+
+    def __init__(self, kernel: RowKernel, indptr: Any, table: Any, ask: Callable[[Any], None]) -> None:
+        b = kernel.b
+        self._kernel, self._ask = kernel, ask
+        self._end = b.let(indptr[kernel.base + kernel.rows])
+        last = tirx.min(kernel.base + kernel.rows + kernel.block, kernel.last + 1)
+        self._next_end = b.let(indptr[last])
+        self._small = b.let(table.shape[0] <= SMALL // int(table.shape[1]))
+        self.alone = b.let(any_of(self._small, self._end - indptr[kernel.base] > MOST))
+        self._turns = 0
+
+    def begin(self) -> None:
+        """From here on, loops over the rows ask."""
+        kernel, b, end = self._kernel, self._kernel.b, self._end
+        place, self._settle = kernel.promised()
+        turns = b.let(reinterpret(kernel.kept(place), "int32"))
+        # a block that asks for itself has asked for the first edges of the next one
+        start = b.let(choose(self.alone, end + AHEAD, end))
+        next_alone = any_of(self._small, self._next_end - end > MOST)
+        stop = choose(next_alone, end + AHEAD, self._next_end)
+        self._start = start
+        self._share = b.let((tirx.max(stop - start, const(0)) + (turns - 1)) // turns)
+        kernel.lookahead = self
+
+    def turn(self, r: Any) -> None:
+        """The share of row r of a loop."""
+        if not self._left:
+            return
+        b = self._kernel.b
+        first = b.let(self._start + (self._turns + r) * self._share)
+        with b.loop(self._share) as k:
+            self._ask(b.let(first + k))
+
+    def next_loop(self) -> None:
+        """A loop over the rows is emitted."""
+        self._turns += self._kernel.block if self._left else 0
+
+    @property
+    def _left(self) -> bool:
+        """Whether another loop takes part."""
+        return self._turns + self._kernel.block <= MOST_TURNS
+
+    def finish(self) -> None:
+        """All loops are emitted."""
+        self._settle(max(self._turns, 1))
