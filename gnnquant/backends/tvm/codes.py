@@ -111,6 +111,9 @@ def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], 
 
 def dequantize(kernel: RowKernel, node: Node) -> Rows:
     """The op ``dequantize``."""
+    there = _lying(kernel, node.inputs[0])
+    if there is not None:
+        return there
     q = kernel.codes(node.inputs[0])
 
     def at(r: Any, j: Any, lanes: int) -> Any:
@@ -120,6 +123,27 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
         return product(cast(doubled, "float32", lanes), splat(half, lanes), lanes)
 
     return Rows(q.columns, True, at)
+
+
+def _lying(kernel: RowKernel, name: str) -> Rows | None:
+    """Floats of codes that another kernel stored in the order of columns, a byte each."""
+    found = _stored(kernel, name)
+    if found is None or resolve(kernel.context.graph, name) in kernel.values:
+        return None
+    node, stored, place = found
+    if not isinstance(stored.layout, CodeLayout) or not stored.layout.plain:
+        return None
+    buffer, scale = kernel.buffer(stored.buffer), _scale_of(kernel, node, stored, place)
+    padded = stored.layout.row_bytes >= round_up(node.columns, kernel.lanes)
+    zero2 = node.attrs["zero2"]
+
+    def at(r: Any, j: Any, lanes: int) -> Any:
+        u = cast(buffer[place(r), span(j, lanes)], "int32", lanes)
+        doubled = u + u - splat(const(zero2), lanes)
+        half = scale(r) * number(0.5)
+        return product(cast(doubled, "float32", lanes), splat(half, lanes), lanes)
+
+    return Rows(node.columns, padded, at)
 
 
 def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
@@ -158,7 +182,7 @@ def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
 
         if isinstance(layout, PlaneLayout):
             kernel.each(layout.units, lambda index: _pack_unit(layout, index, load, store))
-        elif layout.bits == 8 and (layout.heads == 1 or layout.head_columns % layout.lanes == 0):
+        elif layout.plain:
             kernel.columns(layout.row_bytes, False, lambda j, width: store(j, load(j, width), width), width=4)
         else:
             kernel.each(layout.chunks, lambda index: _pack_chunk(layout, index, load, store))
@@ -231,6 +255,12 @@ def _unpack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> N
 
 def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
     """Codes of another kernel, or rows gathered from them; None where ``name`` is no quantized value."""
+    found = _stored(kernel, name)
+    return None if found is None else _unpack(kernel, *found)
+
+
+def _stored(kernel: RowKernel, name: str) -> tuple[Node, StoredCodes, Callable[[Any], Any]] | None:
+    """The quantized value behind ``name``, where it lies, and at which row for row r of the block."""
     graph, nodes = kernel.context.graph, kernel.context.nodes
     gathers = []
     node = nodes[resolve(graph, name)]
@@ -250,7 +280,19 @@ def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
             row = index[0 if gather.rows == ONE else row]
         return 0 if node.rows == ONE else row
 
-    return _unpack(kernel, node, stored, place)
+    return node, stored, place
+
+
+def _scale_of(
+    kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """The scale of row r of the block."""
+    step = None if stored.scale else kernel.learned(node.attrs["scale"])
+
+    def scale(r: Any) -> Any:
+        return step() if step else kernel.buffer(stored.scale)[place(r)]
+
+    return scale
 
 
 def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[[Any], Any]) -> Codes:
@@ -277,11 +319,7 @@ def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[
         clear(kernel, start + r * stride + node.columns, stride - node.columns)
 
     kernel.each_row(row)
-    step = None if stored.scale else kernel.learned(node.attrs["scale"])
-
-    def scale(r: Any) -> Any:
-        return step() if step else kernel.buffer(stored.scale)[place(r)]
-
+    scale = _scale_of(kernel, node, stored, place)
     return Codes(node.columns, bits, zero2, start, stride, kernel.block, kernel.rows, scale, not stored.scale)
 
 
@@ -461,6 +499,8 @@ def _layout(context: Context, node: Node) -> CodeLayout | PlaneLayout:
     heads = {user.attrs["heads"] for user in sums}
     most = max(heads, default=1)
     added = all(user.attrs["reduce"] in ("sum", "mean") for user in sums)
+    if bits == 8 and not sums:
+        return code_layout(bits, 1, node.columns, lanes)
     if added and most <= lanes and machine.by_quads(bits):
         return plane_layout(bits, node.columns, lanes, machine.sums)
     if any(most % count for count in heads):

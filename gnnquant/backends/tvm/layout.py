@@ -113,6 +113,11 @@ class CodeLayout:
         return self.chunks * self.chunk_bytes
 
     @property
+    def plain(self) -> bool:
+        """Whether byte j of a row is the code of column j."""
+        return self.bits == 8 and (self.heads == 1 or self.head_columns % self.lanes == 0)
+
+    @property
     def reach(self) -> int:
         """Columns that are read of a row of codes when it is packed."""
         return int(self.column(self.chunks * self.per_chunk - 1)) + self.lanes

@@ -26,9 +26,9 @@ that are not there. Their loops all have as many steps, which processors foresee
 class Lookahead:
     """Spreads the requests for what the next block gathers over the loops that follow this block's sum.
 
-    Memory serves a request every few nanoseconds and queues few: those of a loop that does nothing but sum are
-    waited for, and while the rest of a block is computed there are none. So every row of every loop that
-    follows the sum takes its share; how many there are is known when all are emitted.
+    Memory serves a request every few nanoseconds and queues few: those of a loop that does nothing but sum
+    are waited for, and while the rest of a block is computed there are none. So every row of every loop
+    that follows the sum takes its share; how many there are is known when all are emitted.
 
     Args:
         kernel: Whose blocks.
