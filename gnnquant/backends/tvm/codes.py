@@ -51,14 +51,10 @@ INFINITY_BITS = 0x7F800000
 
 def quantize(kernel: RowKernel, node: Node) -> Codes:
     """The op ``quantize``."""
-    attrs = node.attrs
-    bits, zero2 = attrs["bits"], attrs["zero2"]
-    by_row = attrs["granularity"] == "row"
-    x = kernel.broadcast(node.inputs[0], node.shape)
-    x = kernel.solid(x) if by_row else x
+    bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
+    x, read, scale_of, by_row = _prepared(kernel, node)
     stride = round_up(max(_layout(kernel.context, node).reach, x.columns) + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
-    read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
     codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
     low, high = -((zero2 + 1) // 2), 2**bits - 1 - (zero2 + 1) // 2
     round_ = "llvm.floor" if zero2 % 2 else "llvm.rint"
@@ -81,6 +77,60 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
 
     kernel.each_row(row)
     return codes
+
+
+def _prepared(kernel: RowKernel, node: Node) -> tuple[Rows, Callable[[Any], Any], Callable[[Any], Any], bool]:
+    """What to quantize; how to read a row's scale, and to find it and return its inverse; by row or not."""
+    by_row = node.attrs["granularity"] == "row"
+    x = kernel.broadcast(node.inputs[0], node.shape)
+    x = kernel.solid(x) if by_row else x
+    read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
+    return x, read, scale_of, by_row
+
+
+def goes_to_memory(kernel: RowKernel, node: Node) -> bool:
+    """Whether :func:`quantize_to_memory` takes ``node``: nobody here reads it, and vectors fit its rows."""
+    if kernel.reads.get(node.name) != 1 or node.name not in kernel.stage.exports:
+        return False
+    layout, wide = _layout(kernel.context, node), 4 * kernel.lanes
+    step = layout.unit * layout.planes if isinstance(layout, PlaneLayout) else wide
+    plain = isinstance(layout, PlaneLayout) or layout.plain
+    return bool(kernel.machine.rounding) and plain and step % wide == 0 and node.columns % step == 0
+
+
+def quantize_to_memory(kernel: RowKernel, node: Node) -> None:
+    """The op ``quantize``, and its codes written for later kernels, from registers."""
+    bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
+    x, read, scale_of, by_row = _prepared(kernel, node)
+    layout, beside, store = _declare(kernel, node, not by_row)
+    wide = 4 * kernel.lanes
+
+    def row(r: Any) -> None:
+        inverse = kernel.b.let(scale_of(r))
+        beside(r, read(r))
+
+        def rounded(first: Any) -> Any:
+            return _round_packed(kernel, x, r, first, inverse, bits, zero2)
+
+        def into_row(place: Any, value: Any, width: int) -> None:
+            store(r, place, value, width)
+
+        def unit(index: Any) -> None:
+            assert isinstance(layout, PlaneLayout)
+            parts = []
+            for first in range(0, layout.planes * layout.unit, wide):
+                codes = bind(rounded(index * (layout.planes * layout.unit) + first))
+                parts += [shuffle([codes], range(at, at + layout.unit)) for at in range(0, wide, layout.unit)]
+            _pack_unit(layout, index, parts, into_row)
+
+        if isinstance(layout, PlaneLayout):
+            kernel.each(layout.units, unit)
+        else:
+            kernel.each(
+                node.columns // wide, lambda index: into_row(index * wide, rounded(index * wide), wide)
+            )
+
+    kernel.each_row(row)
 
 
 def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -146,14 +196,19 @@ def _lying(kernel: RowKernel, name: str) -> Rows | None:
     return Rows(node.columns, padded, at)
 
 
-def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
-    """Write codes for later kernels."""
+def _declare(
+    kernel: RowKernel, node: Node, fixed: bool
+) -> tuple[CodeLayout | PlaneLayout, Callable[[Any, Any], None], Callable[[Any, Any, Any, int], None]]:
+    """Where codes go that later kernels read.
+
+    Returns:
+        Their layout; ``beside(r, scale)``, which writes what lies beside a row; ``store(r, place, value,
+        width)``, which writes bytes of it.
+    """
     layout = _layout(kernel.context, node)
     name = kernel.context.add(f"codes.{node.name}", "uint8", (node.rows, layout.row_bytes), "workspace")
-    scale = ""
-    if not q.fixed:
-        scale = _watch(kernel, node)
-    kernel.context.stored[node.name] = StoredCodes(name, layout, scale)
+    watch = "" if fixed else _watch(kernel, node)
+    kernel.context.stored[node.name] = StoredCodes(name, layout, watch)
     buffer = kernel.buffer(name)
     norms = [
         norm
@@ -163,42 +218,63 @@ def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
         and (norm := norm_by_roots(kernel.context, user)) is not None
     ]
 
-    def row(r: Any) -> None:
-        if scale:
-            kernel.b.store(kernel.buffer(scale), q.scale(r), kernel.base + r)
+    def beside(r: Any, scale: Any) -> None:
+        if watch:
+            kernel.b.store(kernel.buffer(watch), scale, kernel.base + r)
         for norm in norms:
             pair = kernel.buffer(root_pairs(kernel.context, norm, node))
             kernel.b.store(
                 pair, kernel.buffer(degree_roots(kernel.context, norm))[kernel.base + r], kernel.base + r, 0
             )
-            kernel.b.store(pair, q.scale(r), kernel.base + r, 1)
+            kernel.b.store(pair, scale, kernel.base + r, 1)
+
+    def store(r: Any, place: Any, value: Any, width: int) -> None:
+        kernel.b.store(buffer, value, kernel.base + r, span(place, width))
+
+    return layout, beside, store
+
+
+def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
+    """Write codes for later kernels."""
+    layout, beside, store = _declare(kernel, node, q.fixed)
+
+    def row(r: Any) -> None:
+        beside(r, q.scale(r))
         origin = q.start + r * q.stride
 
         def load(column: Any, width: int) -> Any:
             return kernel.load("uint8", origin + column, width)
 
-        def store(place: Any, value: Any, width: int) -> None:
-            kernel.b.store(buffer, value, kernel.base + r, span(place, width))
+        def into_row(place: Any, value: Any, width: int) -> None:
+            store(r, place, value, width)
+
+        def unit(index: Any) -> None:
+            assert isinstance(layout, PlaneLayout)
+            first = index * layout.planes
+            parts = [load((first + plane) * layout.unit, layout.unit) for plane in range(layout.planes)]
+            _pack_unit(layout, index, parts, into_row)
 
         if isinstance(layout, PlaneLayout):
-            kernel.each(layout.units, lambda index: _pack_unit(layout, index, load, store))
+            kernel.each(layout.units, unit)
         elif layout.plain:
-            kernel.columns(layout.row_bytes, False, lambda j, width: store(j, load(j, width), width), width=4)
+            kernel.columns(
+                layout.row_bytes, False, lambda j, width: into_row(j, load(j, width), width), width=4
+            )
         else:
-            kernel.each(layout.chunks, lambda index: _pack_chunk(layout, index, load, store))
+            kernel.each(layout.chunks, lambda index: _pack_chunk(layout, index, load, into_row))
 
     kernel.each_row(row)
 
 
-def _pack_unit(layout: PlaneLayout, index: Any, load: Load, store: Store) -> None:
-    """Store a unit of a row, whose codes ``load`` reads in the order of columns."""
+def _pack_unit(layout: PlaneLayout, index: Any, parts: list[Any], store: Store) -> None:
+    """Store a unit of a row, given the codes of each plane in the order of columns."""
     unit, planes = layout.unit, layout.planes
     word = None
-    for plane in range(planes):
-        part = load((index * planes + plane) * unit, unit)
+    for plane, codes in enumerate(parts):
+        part = codes
         if planes > 1:
             # codes have so few bits that nothing leaves its byte
-            words = reinterpret(part, "uint16", unit // 2)
+            words = reinterpret(codes, "uint16", unit // 2)
             part = shift_left(words, plane * layout.bits, "uint16", unit // 2)
         word = part if word is None else word | part
     if planes > 1:

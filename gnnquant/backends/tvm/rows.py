@@ -285,6 +285,9 @@ class RowKernel(Kernel):
         if node.op in ("segment_reduce", "row_reduce"):
             segments.add(self, node)
             return
+        if node.op == "quantize" and codes.goes_to_memory(self, node):
+            codes.quantize_to_memory(self, node)
+            return
         if node.op in ELEMENTWISE:
             value: Rows | Codes = self._elementwise(node)
         elif node.op in EMITTERS:
