@@ -9,10 +9,12 @@ import torch
 
 import gnnquant
 from benchmarks.speed import elsewhere, gpu, gpu_table
+from benchmarks.speed.floor import products
 from benchmarks.speed.graphs import PowerLaw
 from benchmarks.speed.guard import compare
 from benchmarks.speed.memory import peak_bytes, read_bandwidth
 from benchmarks.speed.models import MODELS
+from benchmarks.speed.peak import products_per_second
 from benchmarks.speed.rivals import SortedModel
 from benchmarks.speed.roofline import kernel_costs
 from benchmarks.speed.runs import (
@@ -26,6 +28,7 @@ from benchmarks.speed.runs import (
     quantized_model,
 )
 from benchmarks.speed.table import document, missed_targets, plot, strongest
+from gnnquant.backends.tvm import targets
 from gnnquant.passes.lowering import lower
 from tests import zoo
 
@@ -124,6 +127,23 @@ def test_the_guard_tells_what_has_become_worse() -> None:
 
 def test_bandwidth_is_positive() -> None:
     assert read_bandwidth(2**16, seconds=0.01) > 0
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_the_peak_of_products_is_positive(integer: bool) -> None:
+    peak = products_per_second(integer=integer)
+    assert peak is None if integer and not _has_quads() else peak is not None and peak > 0
+
+
+def _has_quads() -> bool:
+    return bool(targets.describe(targets.resolve_target("native"))[0].quads)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_products_of_a_model_are_counted(bits: int) -> None:
+    x, edges = torch.rand(7, 30), torch.tensor([[0, 1, 2], [1, 2, 0]])
+    model = quantized_model(MODELS["gcn64"].build(30, 5), (x, edges), bits)
+    assert products(lower(model), 7) == 7 * (30 * 64 + 64 * 5)
 
 
 def row(median: float, **more: Any) -> dict[str, Any]:
