@@ -167,12 +167,16 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
     q = kernel.codes(node.inputs[0])
 
     def at(r: Any, j: Any, lanes: int) -> Any:
-        u = cast(kernel.load("uint8", q.start + r * q.stride + j, lanes), "int32", lanes)
-        doubled = u + u - splat(const(q.zero2), lanes)
-        half = q.scale(r) * number(0.5)
-        return product(cast(doubled, "float32", lanes), splat(half, lanes), lanes)
+        return _real(kernel.load("uint8", q.start + r * q.stride + j, lanes), q.zero2, q.scale(r), lanes)
 
     return Rows(q.columns, True, at)
+
+
+def _real(codes: Any, zero2: int, scale: Any, lanes: int) -> Any:
+    """The floats of codes: ``f32(2u - zero2) * (scale / 2)``."""
+    u = cast(codes, "int32", lanes)
+    doubled = u + u - splat(const(zero2), lanes)
+    return product(cast(doubled, "float32", lanes), splat(scale * number(0.5), lanes), lanes)
 
 
 def _lying(kernel: RowKernel, name: str) -> Rows | None:
@@ -185,13 +189,9 @@ def _lying(kernel: RowKernel, name: str) -> Rows | None:
         return None
     buffer, scale = kernel.buffer(stored.buffer), _scale_of(kernel, node, stored, place)
     padded = stored.layout.row_bytes >= round_up(node.columns, kernel.lanes)
-    zero2 = node.attrs["zero2"]
 
     def at(r: Any, j: Any, lanes: int) -> Any:
-        u = cast(buffer[place(r), span(j, lanes)], "int32", lanes)
-        doubled = u + u - splat(const(zero2), lanes)
-        half = scale(r) * number(0.5)
-        return product(cast(doubled, "float32", lanes), splat(half, lanes), lanes)
+        return _real(buffer[place(r), span(j, lanes)], node.attrs["zero2"], scale(r), lanes)
 
     return Rows(node.columns, padded, at)
 
