@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+from tvm import tirx
 from tvm.target import Target, codegen
 
 from gnnquant.backends.tvm.cache import cached
 from gnnquant.backends.tvm.targets import linker, triple_of
 from gnnquant.errors import BackendError
 
-CONFIG = {
-    # the runtime checks shapes; the checks that TVM generates are larger than the kernels
-    "tirx.disable_assert": True,
-    # it merges register arrays of different types and then rejects the result
-    "tirx.disable_storage_rewrite": True,
-}
+# the runtime checks shapes; the checks that TVM generates are larger than the kernels
+CONFIG = {"tirx.disable_assert": True}
+
+LOWERING = ("FlattenBuffer", "NarrowDataType", "StmtSimplify", "MakePackedAPI")
+"""Passes of ``tvm.tirx.transform``. The kernels are loops over arrays: of the default pipeline, which
+schedules and allocates too and takes several times as long, they need no others."""
+_PIPELINE = "gnnquant"
 
 LINK_OPTIONS = ["-s", "-Wl,--gc-sections", "-Wl,--build-id=none"]
 
@@ -42,6 +44,7 @@ def _recipe(functions: dict[str, Any], resolved: dict[str, Any]) -> str:
         "target": resolved,
         "host": str(codegen.llvm_get_system_triple()),
         "config": CONFIG,
+        "lowering": LOWERING,
         "link": LINK_OPTIONS,
         "tvm": version("apache-tvm"),
         "llvm": codegen.llvm_version_major(),
@@ -52,7 +55,7 @@ def _recipe(functions: dict[str, Any], resolved: dict[str, Any]) -> str:
 def _compiled(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
     compiler, *options = linker(triple_of(resolved))
     with tvm.transform.PassContext(config=CONFIG):
-        module = tvm.compile(tvm.IRModule(functions), target=Target(resolved))
+        module = tvm.compile(tvm.IRModule(functions), target=Target(resolved), tir_pipeline=_PIPELINE)
     with tempfile.TemporaryDirectory(prefix="gnnquant-") as folder:
         path = Path(folder) / "model.so"
         try:
@@ -61,6 +64,17 @@ def _compiled(functions: dict[str, Any], resolved: dict[str, Any]) -> bytes:
             said = str(error).strip()
             raise BackendError(f"tvm backend: {compiler} could not link the kernels: {said}") from error
         return path.read_bytes()
+
+
+def _lowering() -> tuple[Any, Any, Any]:
+    """The pipeline, and how TVM finishes what runs on hosts and on devices."""
+    arguments = {"NarrowDataType": (32,)}
+    passes = [getattr(tirx.transform, name)(*arguments.get(name, ())) for name in LOWERING]
+    _, host, device = tirx.get_tir_pipeline("default")
+    return tvm.ir.transform.Sequential(passes), host, device
+
+
+tirx.register_tir_pipeline(_PIPELINE, _lowering)
 
 
 def dump(functions: dict[str, Any]) -> None:

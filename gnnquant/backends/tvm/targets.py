@@ -65,6 +65,8 @@ def resolve_target(target: Any) -> dict[str, Any]:
             resolved["mattr"] = [*resolved.get("mattr", []), *(f"-{name}" for name in missing)]
     # level 3 unrolls loops that are short already: larger, and no faster
     resolved.setdefault("opt-level", 2)
+    # scalars that stand side by side are addresses and weights of edges: they are used one by one
+    resolved.setdefault("cl-opt", ["-vectorize-slp:bool=0"])
     linker(triple_of(resolved))
     return resolved
 
