@@ -42,11 +42,12 @@ Weights (``PackedWeight``)
 gemm (x quantized [.., K], weight [K, M]) -> float [.., M]
     ``acc = sum_k (2 u_k - zero2) w_km`` (exact integer), ``y_m = (f32(acc) * (s / 2)) * c_m``.
 
-spmm (x quantized, optional edge weight a [E, heads]) -> float, reduce "sum" or "mean"
+spmm (x quantized, optional weight a [E, heads]) -> float, reduce "sum" or "mean"
+    Weights are those of edges or, with ``per="source"``, of sources: then ``a_e`` is ``a_j(e)``.
     Column j belongs to head ``j // (columns / heads)``. For destination i and head h, over its
     edges e from source j(e)::
 
-        v_e = a_e * s_j(e)                (s alone without edge weight)
+        v_e = a_e * s_j(e)                (s alone without weights)
         m   = max_e |v_e|
         r   = 127 / m  where m > 0, else 0
         e8  = round_half_even(v_e * r)    an 8-bit edge weight
@@ -130,7 +131,8 @@ OPS: dict[str, str] = {
     "max and min (0 where there is no edge)",
     "row_reduce": "(x) over all rows in order, to ONE row; attrs['reduce']: sum (from 0), mean (sum / "
     "f32(max(rows, 1))), max and min (0 where there is no row)",
-    "spmm": "(q[, a]) see above; attrs graph, reduce, heads; q has the sources for rows, a the edges",
+    "spmm": "(q[, a]) see above; attrs graph, reduce, heads; q has the sources for rows, a the edges, or "
+    "the sources where attrs['per'] is 'source'",
     "float_spmm": "(x[, a]) the same on floats: sum, mean, max, min over a_e x_j(e) as in segment_reduce",
     # edge rows
     "gcn_norm": "([w]) d_src^-1/2 * w * d_dst^-1/2 with d the weighted in-degree; without w: 1, and "
@@ -432,7 +434,8 @@ class IntegerGraph:
             _check(known.get(graph) == "graph", node.name, f"has no graph {graph!r}")
             _, _, sources, destinations = self.index_node(graph).inputs
             _check(node.rows == destinations, node.name, f"has rows {node.rows!r}, not {destinations!r}")
-            wanted = [graph] if node.op == "segment_reduce" else [sources, graph]
+            per = sources if attrs.get("per") == "source" else graph
+            wanted = [graph] if node.op == "segment_reduce" else [sources, per]
         if node.op == "gcn_norm":
             _check(
                 known.get(node.rows) == "graph", node.name, f"has the rows {node.rows!r}, which are no graph"

@@ -118,7 +118,7 @@ def _gathered(program: IntegerGraph) -> set[tuple[str, str]]:
             found |= {(graph, f"{part}.{value}") for part in ("codes", "scale", "rows")}
             if program[value].op == "input":
                 found.add((graph, program[value].attrs["input"]))
-            found |= {(graph, f"pairs.{resolve(program, name)}.{value}") for name in node.inputs[1:]}
+            found |= {(graph, f"weighed.{value}.{resolve(program, name)}") for name in node.inputs[1:]}
     return found
 
 

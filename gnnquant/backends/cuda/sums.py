@@ -35,7 +35,10 @@ def fits(values: Values, node: Node) -> bool:
 def edge_value(values: Values, kernel: Kernel, node: Node, edge: str, source: str) -> str:
     """The weight of an edge times the scale of its source: what becomes an 8-bit edge weight."""
     scale = values.scale(kernel, node.inputs[0], source)
-    return f"{values.read(kernel, node.inputs[1], edge, 'c')} * {scale}" if len(node.inputs) > 1 else scale
+    if len(node.inputs) == 1:
+        return scale
+    row = source if node.attrs.get("per") == "source" else edge
+    return f"{values.read(kernel, node.inputs[1], row, 'c')} * {scale}"
 
 
 @dataclass(frozen=True)

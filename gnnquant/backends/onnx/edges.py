@@ -61,11 +61,14 @@ def _weighted(state: State, messages: str, weight: str, columns: int, heads: int
 
 
 def _edge_weight(state: State, node: Node, weight: str) -> str:
-    """The edge weight of ``node`` as [E', heads]."""
-    given = state.nodes[node.inputs[1]]
-    weight = state.fit(weight, given.rows, node.attrs["graph"], len(given.shape))
+    """The weight of every edge of ``node`` as [E', heads]."""
+    given, graph = state.nodes[node.inputs[1]], node.attrs["graph"]
+    edges = state.edges[graph]
+    per_source = node.attrs.get("per") == "source"
+    weight = state.fit(weight, given.rows, edges.sources if per_source else graph, len(given.shape))
     heads = (node.attrs["heads"],)
-    return weight if given.shape == heads else state.reshape(weight, heads)
+    weight = weight if given.shape == heads else state.reshape(weight, heads)
+    return state.to.op("Gather", weight, edges.src, axis=0) if per_source else weight
 
 
 def _float_spmm(state: State, node: Node, x: str, weight: str = "") -> str:

@@ -199,7 +199,7 @@ def row_reduce(state: State, node: Node, x: Tensor) -> Tensor:
 
 
 def spmm(state: State, node: Node, q: QuantizedRows, weight: Tensor | None = None) -> Tensor:
-    """Integer sum over edges with 8-bit edge weights; or the largest or smallest code."""
+    """Integer sum over edges with 8-bit weights; or the largest or smallest code."""
     csr = state.csr[node.attrs["graph"]]
     reduce, heads, columns = node.attrs["reduce"], node.attrs["heads"], node.columns
     sources = state.index.graphs[node.attrs["graph"]].sources
@@ -208,7 +208,12 @@ def spmm(state: State, node: Node, q: QuantizedRows, weight: Tensor | None = Non
         return _segment_extreme(rows[csr.source], csr, reduce).to(torch.float32) * (q.scale * 0.5)
     scale = q.scale.expand(sources, 1)[csr.source]
     edges = csr.source.numel()
-    value = scale if weight is None else _fit(weight, edges).reshape(edges, heads) * scale
+    if weight is None:
+        value = scale
+    elif node.attrs.get("per") == "source":
+        value = _fit(weight, sources).reshape(sources, heads)[csr.source] * scale
+    else:
+        value = _fit(weight, edges).reshape(edges, heads) * scale
     largest = _segment_extreme(value.abs(), csr, "max")
     ratio = _inverse(largest, EDGE_LEVELS)
     codes = (value * ratio[csr.target]).round().to(torch.float64)

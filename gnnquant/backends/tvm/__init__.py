@@ -20,6 +20,7 @@ from gnnquant.backends.tvm.partition import (
     quantized_features,
     resolve,
     stages,
+    weighed_rows,
     written_in_place,
 )
 from gnnquant.errors import BackendError
@@ -66,7 +67,6 @@ def build(
     """
     from gnnquant.backends.tvm import compile as compiler
     from gnnquant.backends.tvm import targets
-    from gnnquant.backends.tvm.codes import recomputed_norms
     from gnnquant.backends.tvm.context import INPUT_ALIGNMENT, Context
     from gnnquant.backends.tvm.prepare import KERNELS
     from gnnquant.backends.tvm.recompute import recomputed
@@ -80,7 +80,7 @@ def build(
     context = Context(graph, machine, threads)
     _declare(context)
     context.features = quantized_features(graph) if prepared_features else frozenset()
-    context.recomputed = recomputed_norms(context)
+    context.weighed = weighed_rows(graph, context.features)
     kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
     calls: list[Call] = []
@@ -151,8 +151,7 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
         if stage.family.kind == EDGE_VALUES:
             if any(node.op == "gcn_norm" for node in stage.nodes):
                 kernels.append(RootKernel(context, stage, f"k{number}_roots"))
-            if any(node.name not in context.recomputed for node in stage.nodes):
-                kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
+            kernels.append(EdgeKernel(context, stage, f"k{number}_edges"))
         else:
             inside = {node.name for node in stage.nodes}
             own = [

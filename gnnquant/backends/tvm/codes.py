@@ -30,7 +30,7 @@ from gnnquant.backends.tvm.emit import (
     vector_type,
 )
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
-from gnnquant.backends.tvm.partition import gathered, resolve
+from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ONE
 
@@ -210,23 +210,16 @@ def _declare(
     watch = "" if fixed else _watch(kernel, node)
     kernel.context.stored[node.name] = StoredCodes(name, layout, watch)
     buffer = kernel.buffer(name)
-    norms = [
-        norm
-        for user in kernel.context.graph.nodes
-        if user.op == "spmm"
-        and resolve(kernel.context.graph, user.inputs[0]) == node.name
-        and (norm := norm_by_roots(kernel.context, user)) is not None
+    weights = [
+        (kernel.buffer(weighed_scales(kernel.context, node, name)), kernel.float_rows(name))
+        for name in kernel.context.weighed.get(node.name, ())
     ]
 
     def beside(r: Any, scale: Any) -> None:
         if watch:
             kernel.b.store(kernel.buffer(watch), scale, kernel.base + r)
-        for norm in norms:
-            pair = kernel.buffer(root_pairs(kernel.context, norm, node))
-            kernel.b.store(
-                pair, kernel.buffer(degree_roots(kernel.context, norm))[kernel.base + r], kernel.base + r, 0
-            )
-            kernel.b.store(pair, scale, kernel.base + r, 1)
+        for weighed, weight in weights:
+            kernel.b.store(weighed, product(weight.at(r, 0, 1), scale, 1), kernel.base + r)
 
     def store(r: Any, place: Any, value: Any, width: int) -> None:
         kernel.b.store(buffer, value, kernel.base + r, span(place, width))
@@ -519,52 +512,9 @@ def _watch(kernel: RowKernel, node: Node) -> str:
     return kernel.context.add(f"scale.{node.name}", "float32", (node.rows,), "workspace")
 
 
-def norm_by_roots(context: Context, node: Node) -> Node | None:
-    """The ``gcn_norm`` whose values the op ``spmm`` computes where it reads them.
-
-    Where codes have scales of their own, the root of a source's degree lies beside its scale: one line of the
-    cache holds both, and no value of each edge comes from memory.
-    """
-    graph = context.graph
-    if len(node.inputs) < 2:
-        return None
-    source, norm = (context.nodes[resolve(graph, name)] for name in node.inputs)
-    if norm.op != "gcn_norm" or norm.inputs or float(norm.attrs.get("fill", 1.0)) != 1.0:
-        return None
-    ends = context.graphs[node.attrs["graph"]].inputs[2:4]
-    if source.op != "quantize" or source.attrs["granularity"] != "row" or set(ends) != {source.rows}:
-        return None
-    if source.name in context.features:
-        return None
-    return norm if isinstance(_layout(context, source), PlaneLayout) else None
-
-
-def recomputed_norms(context: Context) -> set[str]:
-    """The ``gcn_norm`` nodes of which no value is stored."""
-    graph = context.graph
-    found = set()
-    for norm in graph.nodes:
-        if norm.op == "gcn_norm" and all(gathered(graph, name) != norm.name for name in graph.outputs):
-            users = [
-                user
-                for user in graph.nodes
-                if norm.name in (gathered(graph, name) for name in user.inputs)
-                and user.op not in ("reshape", "gather")
-            ]
-            if users and all(user.op == "spmm" and norm_by_roots(context, user) is norm for user in users):
-                found.add(norm.name)
-    return found
-
-
-def degree_roots(context: Context, node: Node) -> str:
-    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node, for the nodes of its graph."""
-    destinations = context.graphs[node.rows].inputs[3]
-    return context.add(f"roots.{node.name}", "float32", (destinations,), "workspace")
-
-
-def root_pairs(context: Context, norm: Node, node: Node) -> str:
-    """The buffer of ``d^-1/2`` and the scale of each row of the codes ``node``."""
-    return context.add(f"pairs.{norm.name}.{node.name}", "float32", (node.rows, 2), "workspace")
+def weighed_scales(context: Context, quantizer: Node, weight: str) -> str:
+    """The buffer of the scales of a quantized value times the numbers ``weight`` of its rows."""
+    return context.add(f"weighed.{quantizer.name}.{weight}", "float32", (quantizer.rows,), "workspace")
 
 
 def _layout(context: Context, node: Node) -> CodeLayout | PlaneLayout:

@@ -73,7 +73,7 @@ class Context:
         stored: Values in memory by node name.
         weights: Layouts of integer weights in use.
         scratch: Elements of scratch per thread by type.
-        recomputed: Values of edges that are computed where they are read, and stored nowhere.
+        weighed: Numbers of rows by which the scales of quantized values are multiplied (``weighed_rows``).
         features: Values that are quantized ahead of the calls, before there is a graph.
         nodes: Nodes of the row program by name.
         graphs: Graphs of the index program by name.
@@ -87,7 +87,7 @@ class Context:
     stored: dict[str, StoredRows | StoredCodes] = field(default_factory=dict)
     weights: dict[str, WeightLayout] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
-    recomputed: set[str] = field(default_factory=set)
+    weighed: dict[str, list[str]] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

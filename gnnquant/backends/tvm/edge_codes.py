@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm.codes import degree_roots, norm_by_roots, root_pairs
+from gnnquant.backends.tvm.codes import weighed_scales
 from gnnquant.backends.tvm.context import StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -42,13 +42,13 @@ BEHIND = 2
 """Sums of four edges that may be read behind the last edge of a row."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
 TOGETHER = 512
-"""Edges of a block of rows whose scales and roots are gathered before the first row."""
-RUN = 8
+"""Edges of a block of rows whose scales are gathered before the first row."""
+RUN = 16
 """Edges of a turn of that."""
 
 
 class EdgeWeights:
-    """The second operand: a weight per edge and head, in memory or computed for one row after the other."""
+    """A second operand of edges: a weight for each head, in memory or computed for row after row."""
 
     def __init__(self, kernel: RowKernel, node: Node) -> None:
         self.kernel = kernel
@@ -78,9 +78,34 @@ class EdgeWeights:
         return shuffle([self.at(edge + lane, 0, 1) for lane in range(lanes)], range(lanes))
 
 
-def edge_weights(kernel: RowKernel, node: Node) -> EdgeWeights | None:
+class SourceWeights:
+    """A second operand of sources: a number for all edges of each."""
+
+    inlined = None
+
+    def __init__(self, kernel: RowKernel, node: Node) -> None:
+        if node.attrs["heads"] != 1:
+            raise fail(node, "numbers of sources are the same for all heads")
+        self.rows = kernel.reader(node.inputs[1])
+        self.indices = kernel.graph_buffer(node.attrs["graph"], "src")
+
+    def begin(self, r: Any, first: Any, degree: Any) -> None:
+        """Nothing is to be computed."""
+
+    def at(self, edge: Any, head: Any, lanes: int) -> Any:
+        """The number of the edge's source."""
+        return self.rows.at(self.indices[edge], head, lanes)
+
+    def along(self, edge: Any, lanes: int) -> Any:
+        """Those of ``lanes`` edges, all of which must exist."""
+        return shuffle([self.at(edge + lane, 0, 1) for lane in range(lanes)], range(lanes))
+
+
+def edge_weights(kernel: RowKernel, node: Node) -> EdgeWeights | SourceWeights | None:
     """The weights of the edges that ``node`` sums over, where they have any."""
-    return EdgeWeights(kernel, node) if len(node.inputs) > 1 else None
+    if len(node.inputs) == 1:
+        return None
+    return SourceWeights(kernel, node) if node.attrs.get("per") == "source" else EdgeWeights(kernel, node)
 
 
 class EdgeCodes:
@@ -98,19 +123,19 @@ class EdgeCodes:
         self.dtype = dtype
         self.source = source
         self.heads = node.attrs["heads"]
-        self.scales = kernel.buffer(stored.scale) if stored.scale else None
+        weight = resolve(kernel.context.graph, node.inputs[1]) if len(node.inputs) > 1 else ""
+        weighed = node.attrs.get("per") == "source" and weight in kernel.context.weighed.get(source.name, ())
+        self.weights = None if weighed else edge_weights(kernel, node)
+        scale = weighed_scales(kernel.context, source, weight) if weighed else stored.scale
+        self.scales = kernel.buffer(scale) if scale else None
         # one weight for all edges: 127 unless the scale is 0
         self.constant = self.scales is None and len(node.inputs) == 1
         self.indices = kernel.graph_buffer(node.attrs["graph"], "src")
-        norm = norm_by_roots(kernel.context, node)
-        self.pairs = None if norm is None else kernel.buffer(root_pairs(kernel.context, norm, source))
-        self.roots = None if norm is None else kernel.buffer(degree_roots(kernel.context, norm))
-        self.weights = edge_weights(kernel, node) if norm is None else None
-        self.root: Any = None
         self.scale: Any = None
         self.first: Any = None
         self.place: Any = None
         self._places: _PerRow | None = None
+        self._copies: int | None = None
         lanes, reserve = kernel.lanes, kernel.reserve
         self.indptr = kernel.graph_buffer(node.attrs["graph"], "indptr")
         self.sums = reserve("int64", self.heads)
@@ -130,7 +155,8 @@ class EdgeCodes:
         self.kept = reserve("float32", KEPT + lanes) if self.single else 0
         self.ratio = reserve("float32", self.heads)
         self.gathered: Any = None
-        self._copies = 0 if self.pairs is None else reserve("float32", 2 * (TOGETHER + RUN + lanes))
+        if self.single and self.scales is not None and self.weights is None:
+            self._copies = reserve("float32", TOGETHER + RUN + lanes)
 
     def of_block(self, weigh: Callable[[], None]) -> None:
         """``weigh`` the rows of the block, with what their edges gather side by side if it is not too much.
@@ -138,8 +164,8 @@ class EdgeCodes:
         Edges of a block follow each other: that takes fewer instructions than vectors of each row's, which
         are longer than most rows.
         """
-        kernel, b, pairs = self.kernel, self.kernel.b, self.pairs
-        if pairs is None:
+        kernel, b, scales = self.kernel, self.kernel.b, self.scales
+        if scales is None or self._copies is None:
             weigh()
             return
         first = b.let(self.indptr[kernel.base])
@@ -150,7 +176,7 @@ class EdgeCodes:
                 for i in range(RUN):
                     edge = turn * RUN + i
                     node = b.let(self.indices[first + edge])
-                    kernel.save("float32", pairs[node, span(0, 2)], self._copies + 2 * edge, 2)
+                    kernel.save("float32", scales[node], self._copies + edge)
             self.gathered = first
             weigh()
             self.gathered = None
@@ -159,8 +185,6 @@ class EdgeCodes:
 
     def select(self, r: Any) -> None:
         """Go on with row r of the block."""
-        if self.roots is not None:
-            self.root = self.roots[self.kernel.base + r]
         self.unit, self.totals = self._units.of(r), self._totals.of(r)
         if self._places is not None:
             self.place = self._places.of(r)
@@ -168,9 +192,6 @@ class EdgeCodes:
     def ask(self, edge: Any, source: Any) -> None:
         """Prefetch what tells the weight of an edge that comes later, whose source is ``source``."""
         b = self.kernel.b
-        if self.pairs is not None:
-            b.prefetch(self.pairs[source, 0], 2)
-            return
         if self.scales is not None:
             b.prefetch(self.scales[source], 2)
         if self.weights is not None and self.weights.inlined is not None:
@@ -437,27 +458,17 @@ class EdgeCodes:
 
     def _values(self, edge: Any, lanes: int) -> Any:
         """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
-        nodes = [self.indices[edge + i] for i in range(lanes)]
-        if self.pairs is not None:
-            if self.gathered is None:
-                pairs = [self.pairs[node, span(0, 2)] for node in nodes]
-            else:
-                kernel, place = self.kernel, self._copies + 2 * (edge - self.gathered)
-                pairs = [kernel.b.let(kernel.load("float32", place + i * lanes, lanes)) for i in (0, 1)]
-            root, scale = (shuffle(pairs, range(part, 2 * lanes, 2)) for part in (0, 1))
-            return product(product(root, splat(self.root, lanes), lanes), scale, lanes)
+        if self.gathered is not None:
+            return self.kernel.load("float32", self._copies + (edge - self.gathered), lanes)
         scale = (
             self.scale(lanes)
             if self.scales is None
-            else shuffle([self.scales[node] for node in nodes], range(lanes))
+            else shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
         )
         return scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
 
     def _value(self, edge: Any, head: Any, lanes: int) -> Any:
         """``a_e * s_j(e)``, rounded once."""
-        if self.pairs is not None:
-            root, scale = (self.pairs[self.indices[edge], part] for part in (0, 1))
-            return product(product(root, self.root, 1), scale, 1)
         scales, indices = self.scales, self.indices
         scale = self.scale(lanes) if scales is None else splat(scales[indices[edge]], lanes)
         if self.weights is None:

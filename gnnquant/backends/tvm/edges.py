@@ -11,7 +11,6 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm import maths
-from gnnquant.backends.tvm.codes import degree_roots
 from gnnquant.backends.tvm.context import Kernel, StoredRows, fail
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -111,8 +110,6 @@ class EdgeValues:
             indptr = self.kernel.graph_buffer(self.graph, "indptr")
             self.shift = self.b.let(indptr[self.origin()] - begin)
         for node in self.stage.nodes:
-            if node.name in self.kernel.context.recomputed:
-                continue
             if node.op == "segment_softmax":
                 self._segment_softmax(node, i, begin, degree)
                 continue
@@ -398,13 +395,19 @@ class RootKernel(EdgeKernel):
     def _store_root(self, node: Node, i: Any, degree: Any) -> None:
         root = self.b.let(unary("llvm.sqrt", maximum(degree, number(0.0)), 1))
         value = choose(root > number(0.0), number(1.0) / root, number(0.0))
-        self.b.store(self.buffer(degree_roots(self.context, node)), value, i)
+        self.b.store(self.buffer(_degree_roots(self.context, node)), value, i)
+
+
+def _degree_roots(context: Context, node: Node) -> str:
+    """The buffer of ``d^-1/2`` of a ``gcn_norm`` node, for the nodes of its graph."""
+    destinations = context.graphs[node.rows].inputs[3]
+    return context.add(f"roots.{node.name}", "float32", (destinations,), "workspace")
 
 
 def norm(edges: EdgeValues, node: Node) -> Column:
     """The op ``gcn_norm``, from the roots that a :class:`RootKernel` wrote."""
     kernel = edges.kernel
-    roots = kernel.buffer(degree_roots(kernel.context, node))
+    roots = kernel.buffer(_degree_roots(kernel.context, node))
     sources = kernel.graph_buffer(edges.graph, "src")
     weight = _norm_weight(edges, node)
 

@@ -132,6 +132,26 @@ def gathered(graph: IntegerGraph, name: str) -> str:
     return node.name
 
 
+def weighed_rows(graph: IntegerGraph, features: frozenset[str] = frozenset()) -> dict[str, list[str]]:
+    """By which numbers of a row, one for each list entry, sums multiply the scales of a quantized value.
+
+    They are multiplied once, where the value is quantized, if there they are known: its rows have scales, it
+    is no prepared feature, which knows no graph, and the numbers come first.
+    """
+    found: dict[str, list[str]] = {}
+    position = {node.name: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "spmm" or node.attrs.get("per") != "source":
+            continue
+        quantizer, weight = (graph[resolve(graph, name)] for name in node.inputs)
+        if quantizer.op != "quantize" or quantizer.attrs["granularity"] != "row":
+            continue
+        known = weight.rows == quantizer.rows and position[weight.name] < position[quantizer.name]
+        if known and quantizer.name not in features:
+            found.setdefault(quantizer.name, []).append(weight.name)
+    return {name: list(dict.fromkeys(weights)) for name, weights in found.items()}
+
+
 def quantized_features(graph: IntegerGraph) -> frozenset[str]:
     """The ``quantize`` nodes that read the float input, which nothing else reads.
 
@@ -173,6 +193,7 @@ class _Partition:
         self.features = features
         self.nodes = {node.name: node for node in graph.nodes}
         self.graphs = {node.name for node in graph.index if node.op == "graph"}
+        self.weighed = weighed_rows(graph, features)
         self.computed = [node for node in graph.nodes if node.op not in VIRTUAL]
         self.reads = {node.name: list(self._reads(node)) for node in self.computed}
         self.family = self._families()
@@ -182,9 +203,11 @@ class _Partition:
             self.level[node.name] = max(steps, default=0)
 
     def _reads(self, node: Node) -> Iterator[tuple[Node, bool]]:
-        for position, operand in enumerate(node.inputs):
+        for position, operand in enumerate([*node.inputs, *self.weighed.get(node.name, ())]):
             # the degrees of a normalisation are summed before its edges are
-            elsewhere = node.op == "gcn_norm" or (node.op in ("spmm", "float_spmm") and position == 0)
+            elsewhere = node.op == "gcn_norm" or (
+                node.op in ("spmm", "float_spmm") and (position == 0 or node.attrs.get("per") == "source")
+            )
             source = self.nodes[operand]
             while source.op in ("reshape", "gather"):
                 elsewhere |= source.op == "gather"

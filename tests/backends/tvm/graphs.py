@@ -16,6 +16,7 @@ from gnnquant.integer_graph import (
     Parameter,
     pack_codes,
 )
+from gnnquant.passes.lowering.factor_norms import factor_norms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,7 +190,7 @@ def gcn(
     hidden: int = 40,
     weighted: bool = False,
 ) -> IntegerGraph:
-    """Two normalised layers, bias, ReLU, log-softmax."""
+    """Two normalised layers, bias, ReLU, log-softmax; without weights and replaced loops in two factors."""
     m = Maker(bits)
     zero2 = SIGNED[bits] if signed else 0
     x = m.input("x", features)
@@ -202,7 +203,7 @@ def gcn(
         y = m.binary("add", m.spmm(message, g, norm), m.constant(width))
         x = m.unary("log_softmax", y) if last else m.unary("relu", y)
         zero2 = 0
-    return m.finish(x)
+    return factor_norms(m.finish(x))
 
 
 def sage(bits: int, reduce: str = "mean", features: int = 33, hidden: int = 70) -> IntegerGraph:

@@ -23,7 +23,8 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
         )
         for bits in (2, 4, 8)
     },
-    "gcn-tensor": lambda: graphs.gcn(4, granularity="tensor", loops="replace"),
+    "gcn-tensor": lambda: graphs.gcn(4, granularity="tensor"),
+    "gcn-replace": lambda: graphs.gcn(4, loops="replace"),
     "gcn-weighted": lambda: graphs.gcn(8, weighted=True, hidden=3, features=6),
     **{f"sage-{bits}": lambda bits=bits: graphs.sage(bits) for bits in (2, 4, 8)},  # type: ignore[misc]
     "sage-max": lambda: graphs.sage(4, "max", hidden=130),

@@ -314,7 +314,8 @@ class Oracle:
                 out[row] = extreme.astype(F) * (s[0] * F(0.5))
                 continue
             v = s[source[part]][:, None]
-            v = np.repeat(v, heads, 1) if weight is None else weight[part].reshape(-1, heads) * v
+            of = source[part] if node.attrs.get("per") == "source" else part
+            v = np.repeat(v, heads, 1) if weight is None else weight[of].reshape(-1, heads) * v
             m = np.abs(v).max(0)
             r = np.where(m > 0, F(127) / np.where(m > 0, m, F(1)), F(0)).astype(F)
             e8 = np.rint(v * r).astype(np.int64)
