@@ -41,10 +41,6 @@ KEPT = 256
 BEHIND = 2
 """Sums of four edges that may be read behind the last edge of a row."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)
-TOGETHER = 512
-"""Edges of a block of rows whose scales are gathered before the first row."""
-RUN = 16
-"""Edges of a turn of that."""
 
 
 class EdgeWeights:
@@ -135,7 +131,6 @@ class EdgeCodes:
         self.first: Any = None
         self.place: Any = None
         self._places: _PerRow | None = None
-        self._copies: int | None = None
         lanes, reserve = kernel.lanes, kernel.reserve
         self.indptr = kernel.graph_buffer(node.attrs["graph"], "indptr")
         self.sums = reserve("int64", self.heads)
@@ -154,34 +149,6 @@ class EdgeCodes:
         self.select(0)
         self.kept = reserve("float32", KEPT + lanes) if self.single else 0
         self.ratio = reserve("float32", self.heads)
-        self.gathered: Any = None
-        if self.single and self.scales is not None and self.weights is None:
-            self._copies = reserve("float32", TOGETHER + RUN + lanes)
-
-    def of_block(self, weigh: Callable[[], None]) -> None:
-        """``weigh`` the rows of the block, with what their edges gather side by side if it is not too much.
-
-        Edges of a block follow each other: that takes fewer instructions than vectors of each row's, which
-        are longer than most rows.
-        """
-        kernel, b, scales = self.kernel, self.kernel.b, self.scales
-        if scales is None or self._copies is None:
-            weigh()
-            return
-        first = b.let(self.indptr[kernel.base])
-        count = b.let(self.indptr[kernel.base + kernel.rows] - first)
-
-        def together() -> None:
-            with b.loop((count + (RUN - 1)) // RUN) as turn:
-                for i in range(RUN):
-                    edge = turn * RUN + i
-                    node = b.let(self.indices[first + edge])
-                    kernel.save("float32", scales[node], self._copies + edge)
-            self.gathered = first
-            weigh()
-            self.gathered = None
-
-        b.branch(count <= TOGETHER, together, weigh)
 
     def select(self, r: Any) -> None:
         """Go on with row r of the block."""
@@ -458,13 +425,10 @@ class EdgeCodes:
 
     def _values(self, edge: Any, lanes: int) -> Any:
         """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
-        if self.gathered is not None:
-            return self.kernel.load("float32", self._copies + (edge - self.gathered), lanes)
-        scale = (
-            self.scale(lanes)
-            if self.scales is None
-            else shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
-        )
+        if self.scales is None:
+            scale = self.scale(lanes)
+        else:
+            scale = shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
         return scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
 
     def _value(self, edge: Any, head: Any, lanes: int) -> Any:

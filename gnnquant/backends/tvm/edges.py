@@ -8,7 +8,6 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tvm import tirx
 
 from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.context import Kernel, StoredRows, fail
@@ -51,7 +50,8 @@ class EdgeKernel(Kernel):
         super().__init__(context, name)
         self.stage = stage
         self.graph = stage.family.rows
-        self.edges = EdgeValues(self, stage)
+        self.limit: Any = None
+        self.edges = EdgeValues(self, stage, lambda: self.limit)
 
     def body(self) -> None:
         """Emit the statements."""
@@ -61,6 +61,7 @@ class EdgeKernel(Kernel):
         with b.shared_loop(self.context.threads) as thread:
             self.thread = thread
             first = b.let(share[thread])
+            self.limit = b.let(indptr[share[thread + 1]])
             with b.loop(share[thread + 1] - first) as index:
                 i = b.let(first + index)
                 begin = b.let(indptr[i])
@@ -83,17 +84,25 @@ class EdgeValues:
     Args:
         kernel: Where to emit.
         stage: What.
+        limit: The end of the thread's edges.
         origin: The thread's first row, where rows are written over each other; called once per row.
     """
 
-    def __init__(self, kernel: Kernel, stage: Stage, origin: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        stage: Stage,
+        limit: Callable[[], Any],
+        origin: Callable[[], Any] | None = None,
+    ) -> None:
         self.kernel = kernel
+        self.limit = limit
         self.b, self.lanes = kernel.b, kernel.lanes
         self.stage = stage
         self.graph = stage.family.rows
         self.origin = origin
         self.shift: Any = 0
-        self.tail = kernel.reserve("float32", self.lanes)
+        self.there: Any = None
         self.computed: dict[str, Column] = {}
         self.buffers: dict[str, str] = {}
         context = kernel.context
@@ -149,25 +158,36 @@ class EdgeValues:
         """``out[e, c] = value(e, c, lanes)`` for the edges of a row; ``out`` of one column is [E].
 
         A vector holds columns of an edge, or all columns of some edges where these fill it. Of one column
-        it holds as many edges, and at the end of the row the last one repeatedly, which ``value`` must bear.
+        it holds as many edges; the last vector of a row holds edges of the thread's next rows too, whose
+        values are not computed yet, and ``there`` says which are the row's. Where the thread has no more
+        edges, a vector is one edge of the row repeated.
         """
         b, lanes = self.b, self.lanes
         if len(out.shape) > 1:
             self._sweep_wide(begin, degree, out, value)
             return
+
+        def vector(e: Any) -> None:
+            edges = tuple(e + lane for lane in range(lanes))
+            b.store(out, value(edges, 0, lanes), span(e + self.shift, lanes))
+
         full = b.let(degree // lanes)
         with b.loop(full) as k:
-            e = b.let(begin + k * lanes)
-            b.store(
-                out, value(tuple(e + lane for lane in range(lanes)), 0, lanes), span(e + self.shift, lanes)
-            )
-        left = b.let(degree - full * lanes)
-        with b.when(left > 0):
-            e, last = b.let(begin + full * lanes), b.let(begin + degree - 1)
-            edges = tuple(b.let(tirx.min(e + lane, last)) for lane in range(lanes))
-            self.kernel.save("float32", value(edges, 0, lanes), self.tail, lanes)
+            vector(b.let(begin + k * lanes))
+        e, left = b.let(begin + full * lanes), b.let(degree - full * lanes)
+
+        def several() -> None:
+            self.there = span(0, lanes) < splat(left, lanes)
+            vector(e)
+            self.there = None
+
+        def one_by_one() -> None:
             with b.loop(left) as lane:
-                b.store(out, self.kernel.load("float32", self.tail + lane), e + self.shift + lane)
+                same = b.let(value((b.let(e + lane),) * lanes, 0, lanes))
+                b.store(out, shuffle([same], [0]), e + self.shift + lane)
+
+        with b.when(left > 0):
+            b.branch(e + lanes <= self.limit(), several, one_by_one)
 
     def _sweep_wide(self, begin: Any, degree: Any, out: Any, value: Callable[[Any, Any, int], Any]) -> None:
         b, lanes, columns = self.b, self.lanes, int(out.shape[1])
@@ -281,7 +301,8 @@ class EdgeValues:
 
         def largest(e: Any, c: Any, lanes: int) -> Any:
             value = b.let(x(e, i, c, lanes))
-            best.fold(maximum, value, e, c, lanes)
+            own = value if self.there is None else choose(self.there, value, number(float("-inf"), lanes))
+            best.fold(maximum, own, e, c, lanes)
             return value
 
         def power(e: Any, c: Any, lanes: int) -> Any:

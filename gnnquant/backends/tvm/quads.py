@@ -59,7 +59,7 @@ class QuadSum(RowSums):
                 codes.whole(first, degree, summed=self.zero2 != 0)
 
         # of all rows first: processors work ahead on a row that does not wait for what the last one found
-        codes.of_block(lambda: self.kernel.each_row(weigh))
+        self.kernel.each_row(weigh)
         if sum(node.op == "spmm" for node in self.kernel.stage.nodes) == 1:
             self.lookahead = Lookahead(self.kernel, self.indptr, self.codes, self._ask_all)
         rows = super().emit()

@@ -60,6 +60,7 @@ class RowKernel(Kernel):
     Attributes:
         block: Rows of a block.
         first: First row of the thread.
+        limit: The end of the edges of the thread's rows, where edges are computed with them.
         base: First row of the current block.
         rows: Number of rows of the current block (the last block may be short).
         last: Last row of the space.
@@ -86,13 +87,15 @@ class RowKernel(Kernel):
         self.rows: Any = None
         self.last: Any = None
         self.first: Any = None
+        self.limit: Any = None
         self.destinations: tuple[Any, Any] = (0, 0)
         self.values: dict[str, Rows | Codes] = {}
         self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.lookahead: Lookahead | None = None
         self.outputs = outputs
         self.edges = {
-            inlined.exports[0]: EdgeValues(self, inlined, lambda: self.first) for inlined in stage.inlined
+            inlined.exports[0]: EdgeValues(self, inlined, lambda: self.limit, lambda: self.first)
+            for inlined in stage.inlined
         }
         self.reads: dict[str, int] = {}
         graph = context.graph
@@ -161,7 +164,10 @@ class RowKernel(Kernel):
             return b.let(indptr[first]), b.let(indptr[stop])
         if aggregated:
             share = self.graph_buffer(aggregated[0], "partition")
-            self.last = self.graph_buffer(aggregated[0], "indptr").shape[0] - 2
+            indptr = self.graph_buffer(aggregated[0], "indptr")
+            self.last = indptr.shape[0] - 2
+            if self.edges:
+                self.limit = b.let(indptr[share[thread + 1]])
             return b.let(share[thread]), b.let(share[thread + 1])
         total = self.count(self.space)
         self.last = total - 1

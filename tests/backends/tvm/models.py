@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     **{f"sage-{bits}": lambda bits=bits: graphs.sage(bits) for bits in (2, 4, 8)},  # type: ignore[misc]
     "sage-max": lambda: graphs.sage(4, "max", hidden=130),
     "sage-max-narrow": lambda: graphs.sage(2, "max", features=5, hidden=8),
+    "gat-1": lambda: graphs.gat(4, heads=1, width=24),
     "gat-2": lambda: graphs.gat(2, heads=2, width=70),
     "gat-4": lambda: graphs.gat(4),
     "gat-8": lambda: graphs.gat(8, heads=3, width=5),

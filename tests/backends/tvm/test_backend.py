@@ -58,6 +58,7 @@ def test_models_equal_the_oracle(name: str) -> None:
     ("name", "threads"),
     [
         ("gcn-sparse-4", 3),
+        ("gat-1", 3),
         ("gat-4", 2),
         ("gatv2-8", 3),
         ("edges-sums", 3),
