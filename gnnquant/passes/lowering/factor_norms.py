@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnquant.integer_graph import ONE, Node, take_name
+from gnnquant.integer_graph import ONE, IndexNode, Node, take_name
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -34,6 +34,7 @@ class _Factoring:
         self.by_name = {node.name: node for node in graph.nodes}
         self.names = {*self.by_name, *(node.name for node in graph.index), *graph.constants}
         self.constants = dict(graph.constants)
+        self.index = list(graph.index)
         self.first: list[Node] = []
         self.nodes: list[Node] = []
         self.roots: dict[tuple[str, int], str] = {}
@@ -49,7 +50,8 @@ class _Factoring:
             attrs = {**node.attrs, "per": "source"}
             self.nodes.append(replace(node, name=total, inputs=(node.inputs[0], root), attrs=attrs))
             self.nodes.append(replace(node, op="mul", inputs=(total, root), attrs={}))
-        return replace(self.graph, nodes=[*self.first, *self.nodes], constants=self.constants).live()
+        nodes = [*self.first, *self.nodes]
+        return replace(self.graph, index=self.index, nodes=nodes, constants=self.constants).live()
 
     def _norm(self, node: Node) -> Node | None:
         """The ``gcn_norm`` that weighs the edges of a sum of codes, where it has two factors."""
@@ -73,15 +75,17 @@ class _Factoring:
             self.first.append(Node(name, op, inputs, attrs, shape, rows, norm.source))
             return name
 
-        def constant(value: float) -> str:
-            array = self._name(f"{norm.name}.number")
-            self.constants[array] = np.full(shape, value, dtype=np.float32)
-            return add("constant", rows=ONE, array=array)
-
-        degree = add("segment_reduce", constant(1), graph=norm.rows, reduce="sum")
+        # of the index program, which keeps them while the same graph comes again
+        ends, degrees = (self._name(f"{norm.name}.{what}") for what in ("dst", "degrees"))
+        self.index.append(IndexNode(ends, "part", (norm.rows,), {"part": "dst"}))
+        self.index.append(IndexNode(degrees, "count", (ends, destinations)))
+        degree = add("from_index", index=degrees)
         inverse = add("rdiv", add("sqrt", degree), scalar=1.0)
         infinite = add("eq", inverse, scalar=math.inf)
-        self.roots[norm.rows, rank] = add("where", infinite, constant(0), inverse, name="root")
+        array = self._name(f"{norm.name}.zero")
+        self.constants[array] = np.zeros(shape, dtype=np.float32)
+        zero = add("constant", rows=ONE, array=array)
+        self.roots[norm.rows, rank] = add("where", infinite, zero, inverse, name="root")
         return self.roots[norm.rows, rank]
 
     def _name(self, wanted: str) -> str:

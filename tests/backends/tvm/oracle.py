@@ -137,6 +137,11 @@ class Index:
             src, dst = (self.arrays[part] for part in node.inputs[:2])
             count = self.sizes[node.inputs[3]]
             self.graphs[name] = (*csr(np.stack([src, dst]), count, a["loops"]), count)
+        elif op == "part":
+            self.arrays[name] = self.array(f"{node.inputs[0]}.{a['part']}")
+        elif op == "count":
+            array, count = self.arrays[node.inputs[0]], self.sizes[node.inputs[1]]
+            self.arrays[name] = np.array([np.sum(array == row) for row in range(count)], dtype=np.int64)
         else:
             raise NotImplementedError(op)
 
