@@ -16,9 +16,10 @@ from gnnquant.errors import ArtifactError, BackendError
 from gnnquant.integer_graph import ONE
 from gnnquant.runtime.cuda_driver import DEFAULT_STREAM, Gpu
 from gnnquant.runtime.device import DeviceArray, current_stream, empty, on_host
-from gnnquant.runtime.executor import ORDER, check_plan, check_reads, homes
+from gnnquant.runtime.executor import ORDER, check_plan, check_reads
 from gnnquant.runtime.indexing import EDGE_PARTS, check_int32
 from gnnquant.runtime.inputs import check_finite
+from gnnquant.runtime.memory import lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,12 +118,14 @@ class CudaExecutor:
 
     def __init__(self, plan: Plan, constants: Mapping[str, NDArray[Any]], image: bytes) -> None:
         check_plan(plan, constants)
+        for buffer in plan.buffers:
+            if buffer.kind == "workspace" and buffer.region != buffer.space:
+                raise ArtifactError(f"the plan is malformed: {buffer.name!r} lies in an output")
         self._notes = _launches(plan)
         self._crowded = plan.notes.get("crowded", 0)
         self.checks_finite = frozenset(plan.notes.get("checked", ()))
         self._plan = plan
         self._buffers = {buffer.name: buffer for buffer in plan.buffers}
-        self._homes = homes(plan)
         self._gpu = Gpu()
         self._lock = threading.Lock()
         module = self._gpu.load(image)
@@ -253,13 +256,12 @@ class CudaExecutor:
 
     def _bind(self, prepared: Prepared) -> _Bound:
         """Launches on buffers for graphs of this size."""
-        own = {name: home for name, home in self._homes.items() if name == home}
-        offsets, size = _offsets({name: _bytes(self._buffers[name], prepared.sizes) for name in own})
+        starts, size = lay_out(self._plan.buffers, prepared.sizes)
         block = self._arena("workspace", size)
         if self._bound is not None and self._bound.prepared() is prepared:
             return self._bound
         addresses = {**self._constants, **prepared.addresses}
-        addresses |= {name: block + offsets[home] for name, home in self._homes.items()}
+        addresses |= {name: block + start for name, start in starts.items()}
         addresses[FLAG] = self._flag_address
         names = {name for call in self._plan.calls for name in call.arguments} | self._buffers.keys()
         cells = {name: ctypes.c_uint64(addresses.get(name, 0)) for name in names}

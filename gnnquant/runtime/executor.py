@@ -23,7 +23,8 @@ from gnnquant.runtime.memory import (
     aligned_array,
     aligned_bytes,
     aligned_copy,
-    round_up,
+    lay_out,
+    padded_rows,
 )
 from gnnquant.runtime.plan import GRAPH_PADDING
 from gnnquant.runtime.trees import check_trees
@@ -85,6 +86,7 @@ def check_plan(plan: Plan, constants: Mapping[str, NDArray[Any]]) -> None:
         for argument in call.arguments:
             _need(argument in names, f"{call.function!r} uses the unknown buffer {argument!r}")
     _check_outputs(plan)
+    _check_places(plan)
     _check_notes(plan, kinds)
 
 
@@ -114,9 +116,26 @@ def _check_outputs(plan: Plan) -> None:
         _need(_holds_rows(outputs[name], shape), f"output {name!r} is {list(outputs[name].shape)}")
 
 
+def _check_places(plan: Plan) -> None:
+    outputs = {buffer.name: buffer for buffer in plan.buffers if buffer.kind == "output"}
+    for buffer in plan.buffers:
+        what = f"buffer {buffer.name!r} lies at {buffer.offset!r} of {buffer.region!r}"
+        _need(isinstance(buffer.offset, int) and buffer.offset >= 0, what)
+        if buffer.kind != "workspace":
+            _need((buffer.region, buffer.offset) == ("", 0), what)
+        elif buffer.region != buffer.space:
+            output = outputs.get(buffer.region)
+            _need(output is not None and output.space == buffer.space, what)
+            room = 0 if output is None else output.row_bytes
+            _need(buffer.offset + buffer.row_bytes <= room, what)
+        elif not buffer.space:
+            _need(buffer.offset % ALIGNMENT == 0, what)
+
+
 def _check_notes(plan: Plan, kinds: dict[str, str]) -> None:
     inputs = {item.name for item in plan.inputs}
-    scales = {buffer.name for buffer in plan.buffers if buffer.kind == "workspace"}
+    used = {name for call in plan.calls for name in call.arguments}
+    scales = used & {buffer.name for buffer in plan.buffers if buffer.kind == "workspace"}
     for name, scale in plan.notes.get("finite", {}).items():
         _need(name in inputs and scale in scales, f"it looks for NaN of {name!r} in {scale!r}")
     for name, most in plan.notes.get("max_rows", {}).items():
@@ -162,7 +181,7 @@ class TvmExecutor:
 
     ``plan.notes`` may hold ``"finite"``: ``{input: buffer}`` where the float32 workspace ``buffer``
     holds a NaN or an infinity whenever ``input`` does (scales of rows, say). The executor then
-    looks at that buffer after the run in place of reading the whole input before it.
+    looks at that buffer once it is written in place of reading the whole input before the run.
     ``"input_alignment"`` is the alignment in bytes that kernels need of inputs (64 by default);
     inputs that lack it are copied. ``"max_rows"`` holds the most rows of some spaces, and ``"reads"``
     lists ``[index, space or number, lowest]`` for every index array by which kernels read rows of a
@@ -205,10 +224,8 @@ class TvmExecutor:
             for buffer in plan.buffers
             if buffer.kind == "constant"
         }
-        self._finite: dict[str, str] = dict(plan.notes.get("finite", {}))
-        self.checks_finite = frozenset(self._finite)
+        self.checks_finite = frozenset(plan.notes.get("finite", {}))
         self._alignment = int(plan.notes.get("input_alignment", ALIGNMENT))
-        self._homes = homes(plan)
         self._of_features = feature_buffers(plan)
         self._lock = threading.Lock()
         self._free: list[_Workspace] = []
@@ -277,16 +294,11 @@ class TvmExecutor:
             tvm_abi.use_threads(self._plan.threads)
         workspace = self._acquire(prepared)
         try:
-            outputs = workspace.run(prepared, inputs, features)
-            for name, buffer in self._finite.items():
-                if name in inputs and not np.isfinite(workspace.arrays[buffer]).all():
-                    with np.errstate(all="ignore"):
-                        check_finite(name, inputs[name])
+            return workspace.run(prepared, inputs, features)
         finally:
             with self._lock:
                 self._free.append(workspace)
                 del self._free[:-MAX_FREE_WORKSPACES]
-        return outputs
 
     def _csr(self, graph: EdgeList, parts: set[str]) -> dict[str, NDArray[np.int32]]:
         """``graph`` by destination, sorted by the library's kernels."""
@@ -342,7 +354,6 @@ class TvmExecutor:
             self._constants,
             self._alignment,
             self._tvm,
-            shared=self._homes,
             of_features=self._of_features,
         )
 
@@ -371,32 +382,34 @@ class _Workspace:
         alignment: int,
         tvm: tvm_abi.TvmRuntime,
         *,
-        shared: dict[str, str],
         of_features: set[str],
     ) -> None:
         self.prepared: Prepared | None = None
-        self.arrays: dict[str, NDArray[Any]] = {}
         self._plan = plan
         self._functions = functions
         self._constants = constants
         self._alignment = alignment
         self._tvm = tvm
-        self._homes = shared
+        self._buffers = {buffer.name: buffer for buffer in plan.buffers if buffer.kind != "index"}
         self._of_features = of_features
+        self._scales = _by_call(plan, plan.notes.get("finite", {}))
         self._arena = aligned_bytes(0)
+        self._starts: dict[str, int] = {}
+        self._in_outputs: dict[str, tuple[str, int]] = {}
+        self._rows: dict[str, int] = {}
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
-        self._calls: list[tuple[Callable[..., int], int, int]] = []
+        self._calls: list[tuple[Callable[..., int], int, int, list[tuple[str, str]]]] = []
         self._graph_values_stand = False
         self._copies: dict[str, NDArray[np.float32]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._outputs = [OutputBuffer() for _ in plan.outputs]
+        self._outputs = {name: OutputBuffer() for name in plan.outputs}
         self._result = tvm_abi.AnyValue()
         self._result_address = ctypes.addressof(self._result)
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the memory is large enough for graphs of this size."""
-        return self._starts(prepared)[1] <= self._arena.size
+        return lay_out(self._plan.buffers, prepared.sizes)[1] <= self._arena.size
 
     def run(
         self,
@@ -407,30 +420,50 @@ class _Workspace:
         """Call the kernels in order."""
         if prepared is not self.prepared:
             self._bind(prepared)
+        outputs = self._take_outputs()
         for name in self._of_features:
-            self._views[name].data = address_of((features or self.arrays)[name])
+            self._views[name].data = address_of(features[name] if features else self.array(name))
         for name, array in inputs.items():
             self._point_input(name, array)
-        outputs = []
-        for name, buffer in zip(self._plan.outputs, self._outputs, strict=True):
-            output, self._views[name].data = buffer.take(self._shapes[name])
-            outputs.append(output)
         result = self._result_address
-        for call, (function, arguments, count) in zip(self._plan.calls, self._calls, strict=True):
+        for call, (function, arguments, count, scales) in zip(self._plan.calls, self._calls, strict=True):
             if (call.per_graph and self._graph_values_stand) or (features and call.per_features):
                 continue
             status = function(None, arguments, count, result)
             if status:
                 self._tvm.check(status, call.function)
+            for name, scale in scales:
+                if name in inputs and not np.isfinite(self.array(scale)).all():
+                    with np.errstate(all="ignore"):
+                        check_finite(name, inputs[name])
         self._graph_values_stand = True
-        return [
-            output.reshape(output.shape[:1] + shape)
-            for output, shape in zip(outputs, self._plan.output_shapes, strict=True)
-        ]
+        return outputs
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A workspace buffer, as it is now."""
+        buffer, shape = self._buffers[name], self._shapes[name]
+        if name in self._starts:
+            return np.ndarray(shape, buffer.dtype, buffer=self._arena, offset=self._starts[name])
+        region, start = self._in_outputs[name]
+        return self._outputs[region].view(shape, buffer.dtype, start)
+
+    def _take_outputs(self) -> list[NDArray[np.float32]]:
+        """Arrays for the outputs, to which kernels are pointed, and for what lies in them at first."""
+        found, moved = [], False
+        for (name, memory), shape in zip(self._outputs.items(), self._plan.output_shapes, strict=True):
+            output, address = memory.take(self._shapes[name], self._rows[name])
+            view = self._views[name]
+            if view.data != address:
+                view.data, moved = address, True
+            found.append(output.reshape(output.shape[:1] + shape))
+        if moved:
+            for name, (output_name, start) in self._in_outputs.items():
+                self._views[name].data = self._views[output_name].data + start
+        return found
 
     def _bind(self, prepared: Prepared) -> None:
         """Lay the buffers out for graphs of this size and point the kernels' arguments to them."""
-        starts, size = self._starts(prepared)
+        self._starts, size = lay_out(self._plan.buffers, prepared.sizes)
         if size > self._arena.size:
             self._arena = aligned_bytes(size)
         same_layout = self.prepared is not None and self.prepared.layout == prepared.layout
@@ -440,30 +473,31 @@ class _Workspace:
             for name, array in prepared.arrays.items():
                 self._views[name].data = address_of(array)
             return
-        self.arrays.clear()
         views = self._views = {}
-        for buffer in self._plan.buffers:
-            if buffer.kind == "index":
-                continue
-            shape = self._shapes[buffer.name] = _shape(buffer, prepared.sizes)
-            address = 0
-            if buffer.kind == "constant":
-                address = self._constants[buffer.name].ctypes.data
-            elif buffer.kind == "workspace":
-                start = starts[self._homes[buffer.name]]
-                raw = self._arena[start : start + _bytes(buffer, shape)]
-                self.arrays[buffer.name] = raw.view(buffer.dtype).reshape(shape)
-                address = self._arena.ctypes.data + start
-            views[buffer.name] = tvm_abi.tensor_view(buffer.dtype, shape, address)
+        self._in_outputs = {}
+        for name, buffer in self._buffers.items():
+            shape = self._shapes[name] = _shape(buffer, prepared.sizes)
+            rows = padded_rows(buffer, prepared.sizes)
+            if buffer.kind == "output":
+                self._rows[name] = max(shape[0], rows)
+            elif buffer.kind == "workspace" and name not in self._starts:
+                self._in_outputs[name] = buffer.region, buffer.offset * rows
+            views[name] = tvm_abi.tensor_view(buffer.dtype, shape, self._fixed_address(name))
         for name, array in prepared.arrays.items():
             views[name] = tvm_abi.tensor_view("int32", array.shape, address_of(array))
         self._arguments = []
         self._calls = []
-        for call in self._plan.calls:
+        for call, scales in zip(self._plan.calls, self._scales, strict=True):
             packed = tvm_abi.tensor_arguments([views[name] for name in call.arguments])
             self._arguments.append(packed)
             function = self._functions[call.function]
-            self._calls.append((function, ctypes.addressof(packed), len(call.arguments)))
+            self._calls.append((function, ctypes.addressof(packed), len(call.arguments), scales))
+
+    def _fixed_address(self, name: str) -> int:
+        """Where a buffer lies in every run; 0 where runs differ."""
+        if name in self._constants:
+            return self._constants[name].ctypes.data
+        return self._arena.ctypes.data + self._starts[name] if name in self._starts else 0
 
     def _point_input(self, name: str, array: NDArray[np.float32]) -> None:
         view = self._views.get(name)
@@ -482,44 +516,14 @@ class _Workspace:
             address = address_of(copy)
         view.data = address
 
-    def _starts(self, prepared: Prepared) -> tuple[dict[str, int], int]:
-        """Where the memory of each workspace buffer that has some starts in the arena; bytes of the arena."""
-        starts, size = {}, 0
-        for buffer in self._plan.buffers:
-            if self._homes.get(buffer.name) == buffer.name:
-                starts[buffer.name] = size
-                size += round_up(_bytes(buffer, _shape(buffer, prepared.sizes)))
-        return starts, size
 
-
-def homes(plan: Plan) -> dict[str, str]:
-    """The workspace buffer in whose memory each workspace buffer lies: one of its own shape and type.
-
-    Two buffers share memory where no call needs both: the steps of a propagation take turns in two. What is
-    kept from call to call, or looked at afterwards, has memory of its own.
-    """
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    alone = set(plan.notes.get("finite", {}).values())
-    for index, call in enumerate(plan.calls):
-        for name in call.arguments:
-            first.setdefault(name, index)
-            last[name] = index
-            if call.per_graph:
-                alone.add(name)
-    found: dict[str, str] = {}
-    ends: dict[tuple[Any, ...], dict[str, int]] = {}
-    buffers = [buffer for buffer in plan.buffers if buffer.kind == "workspace"]
-    for buffer in sorted(buffers, key=lambda buffer: first.get(buffer.name, 0)):
-        name = buffer.name
-        if name in alone or name not in first:
-            found[name] = name
-            continue
-        known = ends.setdefault((buffer.dtype, buffer.shape), {})
-        home = next((home for home, end in known.items() if end < first[name]), name)
-        known[home] = last[name]
-        found[name] = home
-    return found
+def _by_call(plan: Plan, scales: Mapping[str, str]) -> list[list[tuple[str, str]]]:
+    """For each call, the entries of ``scales`` whose buffers it writes: no call before it names them."""
+    left = dict(scales)
+    return [
+        [(name, left.pop(name)) for name, scale in scales.items() if name in left and scale in call.arguments]
+        for call in plan.calls
+    ]
 
 
 def feature_buffers(plan: Plan) -> set[str]:
@@ -572,7 +576,3 @@ def _padded(array: NDArray[Any]) -> NDArray[np.int32]:
 
 def _shape(buffer: Buffer, sizes: dict[str, int]) -> tuple[int, ...]:
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in buffer.shape)
-
-
-def _bytes(buffer: Buffer, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * np.dtype(buffer.dtype).itemsize

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.runtime.plan import ROW_PADDING
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from gnnquant.runtime.plan import Buffer
 
 ALIGNMENT = 64
 """Bytes: kernels assume it of every buffer."""
@@ -21,6 +25,32 @@ ALIGNMENT = 64
 def round_up(size: int) -> int:
     """``size`` rounded up to a multiple of :data:`ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def padded_rows(buffer: Buffer, sizes: Mapping[str, int]) -> int:
+    """Rows that the region of ``buffer`` has room for, 1 where it has none."""
+    return -(-sizes[buffer.space] // ROW_PADDING) * ROW_PADDING if buffer.space else 1
+
+
+def lay_out(buffers: Iterable[Buffer], sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Where workspace buffers lie in one piece of memory, but for those in outputs; bytes of it.
+
+    Args:
+        buffers: A plan's.
+        sizes: Rows of every space.
+    """
+    own = [buffer for buffer in buffers if buffer.kind == "workspace" and buffer.region == buffer.space]
+    regions: dict[str, int] = {}
+    for buffer in own:
+        size = (buffer.offset + buffer.row_bytes) * padded_rows(buffer, sizes)
+        regions[buffer.region] = max(regions.get(buffer.region, 0), round_up(size))
+    starts, end = {}, 0
+    for region, size in regions.items():
+        starts[region] = end
+        end += size
+    return {
+        buffer.name: starts[buffer.region] + buffer.offset * padded_rows(buffer, sizes) for buffer in own
+    }, end
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
@@ -57,9 +87,12 @@ class OutputBuffer:
         self._offset = 0
         self._address = 0
 
-    def take(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], int]:
-        """An uninitialized float32 array that no earlier result shares memory with; its address."""
-        size = 4 * math.prod(shape) + ALIGNMENT
+    def take(self, shape: tuple[int, ...], rows: int) -> tuple[NDArray[np.float32], int]:
+        """An uninitialized float32 array that no earlier result shares memory with; its address.
+
+        There is memory for ``rows`` rows.
+        """
+        size = 4 * rows * math.prod(shape[1:]) + ALIGNMENT
         if not self._raw or self._raw[0].size != size or not _unshared(self._raw):
             raw = np.empty(size, np.uint8)
             start = raw.ctypes.data
@@ -67,8 +100,11 @@ class OutputBuffer:
             self._offset = -start % ALIGNMENT
             self._address = start + self._offset
         # An array made from a buffer refers to it, as do all views of that array.
-        array: NDArray[np.float32] = np.ndarray(shape, np.float32, buffer=self._raw[0], offset=self._offset)
-        return array, self._address
+        return self.view(shape, np.float32), self._address
+
+    def view(self, shape: tuple[int, ...], dtype: Any, start: int = 0) -> NDArray[Any]:
+        """What lies ``start`` bytes behind the beginning of the array that was taken last."""
+        return np.ndarray(shape, dtype, buffer=self._raw[0], offset=self._offset + start)
 
 
 def address_of(array: NDArray[Any]) -> int:

@@ -6,13 +6,18 @@ nothing of the compiler, so that a runtime in any language can execute it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
+import numpy as np
+
+from gnnquant.integer_graph import ONE, GraphInput, IndexNode, Parameter
 
 GRAPH_PADDING = 128
 """Entries appended to every index array (zeros), so that kernels may prefetch ahead."""
+ROW_PADDING = 64
+"""Memory for the rows of a space has room for a multiple of so many: all that lies in it is then aligned."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,31 @@ class Buffer:
         shape: Dimensions: numbers, and names of spaces (a size, a graph's edges, ``ONE``).
         kind: ``"input"``, ``"index"`` (an array of the index program as int32, with ``GRAPH_PADDING`` zeros
             appended), ``"constant"`` (stored in the artifact), ``"workspace"`` or ``"output"``.
+        region: Of a workspace buffer, the memory in which it lies: that of all buffers of the same
+            :attr:`space`, under the name of the space, or an output's, before that is written.
+        offset: Where it starts there: bytes, in a region of rows times their number, which is rounded
+            up to :data:`ROW_PADDING`. Buffers may overlap where no call needs both:
+            ``gnnquant.backends.placement``.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     kind: str
+    region: str = ""
+    offset: int = 0
+
+    @property
+    def space(self) -> str:
+        """What its rows are; ``""`` where its size is fixed."""
+        first = self.shape[0] if self.shape else ONE
+        return first if isinstance(first, str) and first != ONE else ""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, of all of it where its size is fixed."""
+        dims = self.shape[1:] if self.space else self.shape
+        return math.prod(1 if dim == ONE else int(dim) for dim in dims) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,14 @@ class Plan:
                 for item in data["index"]
             ),
             buffers=tuple(
-                Buffer(item["name"], item["dtype"], tuple(item["shape"]), item["kind"])
+                Buffer(
+                    item["name"],
+                    item["dtype"],
+                    tuple(item["shape"]),
+                    item["kind"],
+                    item["region"],
+                    item["offset"],
+                )
                 for item in data["buffers"]
             ),
             calls=tuple(

@@ -13,6 +13,7 @@ import numpy as np
 from tvm.script import ir as I
 from tvm.script import tirx as T
 
+from gnnquant.backends.placement import placed
 from gnnquant.integer_graph import GraphInput, IndexNode, Parameter
 from gnnquant.runtime.plan import Buffer, Call, Plan
 
@@ -128,7 +129,7 @@ def compile_library(path: str) -> None:
 def make_plan(loops: str = "keep", threads: int = 1, **notes: Any) -> Plan:
     """The model above."""
     graph = ("g.indptr", "g.src", "g.edge_id", "g.partition")
-    return Plan(
+    plan = Plan(
         inputs=(
             GraphInput("x", "rows", (COLUMNS,)),
             GraphInput("edge_index", "edges"),
@@ -164,6 +165,7 @@ def make_plan(loops: str = "keep", threads: int = 1, **notes: Any) -> Plan:
         threads=threads,
         notes=notes,
     )
+    return placed(plan, in_outputs=True)
 
 
 def expected(

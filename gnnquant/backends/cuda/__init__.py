@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gnnquant.backends.placement import placed
 from gnnquant.errors import BackendError
 from gnnquant.runtime.plan import Call, Plan
 
@@ -115,7 +116,7 @@ def generate(graph: IntegerGraph) -> Program:
     )
     kept = {buffer.name for buffer in buffers}
     constants = {name: array for name, array in values.constants.items() if name in kept}
-    return Program(plan, constants, source)
+    return Program(placed(plan, in_outputs=False), constants, source)
 
 
 def _check_outputs(values: Values) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.backends.placement import placed
 from gnnquant.backends.tvm.partition import (
     EDGE_ROWS,
     EDGE_VALUES,
@@ -115,6 +116,7 @@ def build(
         },
     )
     constants = {name: array for name, array in context.constants.items() if name in used}
+    plan = placed(plan, in_outputs=True)
     return BuiltModel(plan, constants, compiler.build_library(functions, resolved), needs)
 
 

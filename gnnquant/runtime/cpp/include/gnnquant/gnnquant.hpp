@@ -100,50 +100,6 @@ inline std::string in_brackets(const Shape& shape, const std::string& first = ""
   return "[" + text + "]";
 }
 
-// The workspace buffer in whose memory each workspace buffer lies, one of its own shape and type: two share memory
-// where no call needs both. What is kept from call to call, or looked at afterwards, has memory of its own.
-inline std::map<std::string, std::string> homes(const Plan& plan) {
-  std::map<std::string, std::size_t> first, last;
-  std::set<std::string> alone;
-  for (const auto& [input, buffer] : plan.finite) alone.insert(buffer);
-  for (std::size_t i = 0; i < plan.calls.size(); ++i) {
-    for (const std::string& name : plan.calls[i].arguments) {
-      first.emplace(name, i);
-      last[name] = i;
-      if (plan.calls[i].per_graph) alone.insert(name);
-    }
-  }
-  std::vector<const Buffer*> buffers;
-  for (const Buffer& buffer : plan.buffers) {
-    if (buffer.kind == "workspace") buffers.push_back(&buffer);
-  }
-  const auto start = [&](const Buffer* buffer) { return first.count(buffer->name) ? first[buffer->name] : 0; };
-  std::stable_sort(buffers.begin(), buffers.end(),
-                   [&](const Buffer* a, const Buffer* b) { return start(a) < start(b); });
-  std::map<std::string, std::string> found;
-  std::map<std::string, std::vector<std::string>> known;  // by type and shape, the oldest first
-  std::map<std::string, std::size_t> ends;                // the last call that needs a home
-  for (const Buffer* buffer : buffers) {
-    const std::string& name = buffer->name;
-    found[name] = name;
-    if (alone.count(name) || !first.count(name)) continue;
-    std::string like = buffer->dtype;
-    for (const Dim& dim : buffer->shape) {
-      like += dim.space.empty() ? " " + std::to_string(dim.number) : " '" + dim.space;
-    }
-    std::vector<std::string>& candidates = known[like];
-    const auto home = std::find_if(candidates.begin(), candidates.end(),
-                                   [&](const std::string& candidate) { return ends[candidate] < first[name]; });
-    if (home == candidates.end()) {
-      candidates.push_back(name);
-    } else {
-      found[name] = *home;
-    }
-    ends[found[name]] = last[name];
-  }
-  return found;
-}
-
 // One tensor or number of a call.
 struct Given {
   std::string kind;
@@ -215,7 +171,8 @@ class Inputs {
 // One output of a call: float32, row-major, at a multiple of 64 bytes.
 class Output {
  public:
-  explicit Output(Shape shape) : shape_(std::move(shape)), memory_(4 * static_cast<std::size_t>(size())) {}
+  // With room for `rows` rows, the first dimension by default.
+  explicit Output(Shape shape, std::int64_t rows = 0) : shape_(std::move(shape)), memory_(room(shape_, rows)) {}
 
   const Shape& shape() const { return shape_; }
   std::int64_t size() const {
@@ -227,6 +184,12 @@ class Output {
   const float* data() const { return reinterpret_cast<const float*>(memory_.get()); }
 
  private:
+  static std::size_t room(const Shape& shape, std::int64_t rows) {
+    long long bytes = 4;
+    for (std::size_t i = 0; i < shape.size(); ++i) bytes = detail::times(bytes, i ? shape[i] : std::max(shape[i], rows));
+    return static_cast<std::size_t>(bytes);
+  }
+
   Shape shape_;
   detail::Memory memory_;
 };
@@ -371,14 +334,17 @@ class Executor {
   explicit Executor(Artifact artifact)
       : metadata(std::move(artifact.metadata)),
         plan(std::move(artifact.plan)),
-        homes_(homes(plan)),
         program_(plan),
         library_(artifact.library) {
+    std::map<std::string, std::size_t> first;
     for (const Call& call : plan.calls) {
+      for (const std::string& name : call.arguments) first.emplace(name, kernels_.size());
       kernels_.push_back(library_.function(call.function));
-      for (const std::string& name : call.arguments) named_.insert(name);
     }
+    for (const auto& [name, call] : first) named_.insert(name);
+    for (const auto& [input, scale] : plan.finite) scales_[first.at(scale)].emplace_back(input, scale);
     for (const Buffer& buffer : plan.buffers) {
+      buffers_[buffer.name] = &buffer;
       for (const Dim& dim : buffer.shape) {
         if (!dim.space.empty()) spaces_.insert(dim.space);
       }
@@ -406,16 +372,15 @@ class Executor {
     for (std::size_t i = 0; i < plan.outputs.size(); ++i) {
       Shape shape = {prepared_->shapes.at(plan.outputs[i])[0]};
       shape.insert(shape.end(), plan.output_shapes[i].begin(), plan.output_shapes[i].end());
-      outputs.emplace_back(std::move(shape));
+      outputs.emplace_back(std::move(shape), padded_rows(*prepared_, *buffers_.at(plan.outputs[i])));
       prepared_->tensors.at(plan.outputs[i]).data = outputs.back().data();
     }
-    call_kernels();
-    for (const auto& [name, buffer] : plan.finite) {
-      const auto* scale = static_cast<const float*>(prepared_->tensors.at(buffer).data);
-      std::int64_t count = 1;
-      for (const std::int64_t dim : prepared_->shapes.at(buffer)) count *= dim;
-      if (!all_finite(scale, count)) check_finite(*plan.input(name), binding);
+    for (const Buffer& buffer : plan.buffers) {
+      if (!buffer.in_output()) continue;
+      char* output = static_cast<char*>(prepared_->tensors.at(buffer.region).data);
+      prepared_->tensors.at(buffer.name).data = output + buffer.offset * padded_rows(*prepared_, buffer);
     }
+    call_kernels(binding);
     return outputs;
   }
 
@@ -477,6 +442,12 @@ class Executor {
     return dim.space.empty() ? dim.number : prepared.sizes.at(dim.space);
   }
 
+  // Rows that the region of a buffer has room for, 1 where it has none.
+  static std::int64_t padded_rows(const Prepared& prepared, const Buffer& buffer) {
+    if (buffer.space().empty()) return 1;
+    return (prepared.sizes.at(buffer.space()) + kRowPadding - 1) / kRowPadding * kRowPadding;
+  }
+
   // Refuse what is beyond the 32-bit offsets of the kernels, and reads out of bounds.
   void check_sizes(const Prepared& prepared, const IndexResults& results) const {
     for (const std::string& space : spaces_) {
@@ -525,26 +496,28 @@ class Executor {
 
   // Buffers in one piece of memory, tensors that describe them, and the arguments of calls that point to these.
   void lay_out(Prepared& prepared) const {
-    std::map<std::string, std::size_t> offsets;
-    std::size_t total = 0;
+    std::map<std::string, std::size_t> regions, starts;
     for (const Buffer& buffer : plan.buffers) {
       if (buffer.kind == "index") continue;
       Shape& shape = prepared.shapes[buffer.name];
-      long long bytes = bytes_of(buffer.dtype);
-      for (const Dim& dim : buffer.shape) {
-        shape.push_back(extent(prepared, dim));
-        bytes = times(bytes, shape.back());
-      }
-      if (buffer.kind != "workspace" || homes_.at(buffer.name) != buffer.name) continue;
-      offsets[buffer.name] = total;
-      total += round_up(static_cast<std::size_t>(bytes));
+      for (const Dim& dim : buffer.shape) shape.push_back(extent(prepared, dim));
+      if (buffer.kind != "workspace" || buffer.in_output()) continue;
+      const auto end = times(buffer.offset + buffer.row_bytes(), padded_rows(prepared, buffer));
+      regions[buffer.region] = std::max(regions[buffer.region], round_up(static_cast<std::size_t>(end)));
+    }
+    std::size_t total = 0;
+    for (const auto& [region, bytes] : regions) {
+      starts[region] = total;
+      total += bytes;
     }
     prepared.arena = Memory(total);
     prepared.workspace_bytes = total;
     for (const Buffer& buffer : plan.buffers) {
       if (buffer.kind == "index") continue;
-      char* data = nullptr;
-      if (buffer.kind == "workspace") data = prepared.arena.get() + offsets.at(homes_.at(buffer.name));
+      char* data = nullptr;  // of inputs and outputs, and what lies in these: known later
+      if (buffer.kind == "workspace" && !buffer.in_output()) {
+        data = prepared.arena.get() + starts.at(buffer.region) + buffer.offset * padded_rows(prepared, buffer);
+      }
       if (buffer.kind == "constant") data = constants_.at(buffer.name).get();
       prepared.tensors[buffer.name] = tensor(buffer.dtype, prepared.shapes[buffer.name], data);
     }
@@ -593,7 +566,7 @@ class Executor {
     tensor->second.data = const_cast<float*>(data);  // kernels only read it
   }
 
-  void call_kernels() {
+  void call_kernels(const Binding& binding) {
     const bool stand = std::exchange(prepared_->graph_values_stand, false);
     for (std::size_t i = 0; i < plan.calls.size(); ++i) {
       if (plan.calls[i].per_graph && stand) continue;
@@ -601,6 +574,14 @@ class Executor {
       TVMFFIAny result{};
       check_status(kernels_[i](nullptr, packed.data(), static_cast<std::int32_t>(packed.size()), &result),
                    plan.calls[i].function);
+      const auto scales = scales_.find(i);
+      if (scales == scales_.end()) continue;
+      for (const auto& [input, scale] : scales->second) {
+        std::int64_t count = 1;
+        for (const std::int64_t dim : prepared_->shapes.at(scale)) count *= dim;
+        const auto* data = static_cast<const float*>(prepared_->tensors.at(scale).data);
+        if (!all_finite(data, count)) check_finite(*plan.input(input), binding);
+      }
     }
     prepared_->graph_values_stand = true;
   }
@@ -628,10 +609,11 @@ class Executor {
                      ": NaN and infinity cannot be quantized; clean " + item.name + " first");
   }
 
-  const std::map<std::string, std::string> homes_;
   IndexProgram program_;
   Library library_;
   std::vector<Kernel> kernels_;
+  std::map<std::string, const Buffer*> buffers_;
+  std::map<std::size_t, std::vector<std::pair<std::string, std::string>>> scales_;
   std::set<std::string> named_, spaces_;
   std::map<std::string, Memory> constants_, copies_;
   std::unique_ptr<Prepared> prepared_;

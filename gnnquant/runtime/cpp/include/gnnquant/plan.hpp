@@ -34,6 +34,26 @@ struct InputInfo {
 
 namespace detail {
 
+inline constexpr std::int64_t kInt32Max = 2147483647;
+inline constexpr std::int64_t kGraphPadding = 128;
+inline constexpr std::int64_t kRowPadding = 64;
+inline constexpr char kOne[] = "one";
+inline const std::vector<std::string> kGraphParts = {"indptr", "src", "dst", "edge_id", "partition"};
+inline const std::vector<std::string> kLoops = {"keep", "remove", "add", "replace", "remaining"};
+
+inline bool one_of(const std::string& word, std::initializer_list<std::string_view> words) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+inline std::int64_t bytes_of(const std::string& dtype) {
+  static const std::map<std::string, std::int64_t> sizes = {
+      {"bool", 1},  {"int8", 1},  {"uint8", 1}, {"int16", 2},   {"uint16", 2},
+      {"int32", 4}, {"int64", 8}, {"float32", 4}, {"float64", 8}};
+  const auto found = sizes.find(dtype);
+  need(found != sizes.end(), "there is no type '" + dtype + "'");
+  return found->second;
+}
+
 enum class Kind { size, array, graph, check };
 
 struct IndexNode {
@@ -48,9 +68,28 @@ struct Dim {
   std::int64_t number = 0;
 };
 
+// region, offset: where a workspace buffer lies. In a region of rows, its own space or an output, `offset` bytes are
+//                 multiplied with the number of rows, rounded up to kRowPadding.
 struct Buffer {
   std::string name, dtype, kind;
   std::vector<Dim> shape;
+  std::string region;
+  long long offset = 0;
+
+  // What its rows are; "" where its size is fixed.
+  std::string space() const {
+    return shape.empty() || shape[0].space == kOne ? std::string() : shape[0].space;
+  }
+  // Bytes of a row, of all of it where its size is fixed.
+  long long row_bytes() const {
+    long long product = bytes_of(dtype);
+    for (std::size_t i = space().empty() ? 0 : 1; i < shape.size(); ++i) {
+      need(shape[i].space.empty() || shape[i].space == kOne, "buffer '" + name + "' has rows of rows");
+      if (shape[i].space.empty()) product = times(product, shape[i].number);
+    }
+    return product;
+  }
+  bool in_output() const { return kind == "workspace" && region != space(); }
 };
 
 struct Call {
@@ -86,25 +125,6 @@ struct Plan {
     return nullptr;
   }
 };
-
-inline constexpr std::int64_t kInt32Max = 2147483647;
-inline constexpr std::int64_t kGraphPadding = 128;
-inline constexpr char kOne[] = "one";
-inline const std::vector<std::string> kGraphParts = {"indptr", "src", "dst", "edge_id", "partition"};
-inline const std::vector<std::string> kLoops = {"keep", "remove", "add", "replace", "remaining"};
-
-inline bool one_of(const std::string& word, std::initializer_list<std::string_view> words) {
-  return std::find(words.begin(), words.end(), word) != words.end();
-}
-
-inline std::int64_t bytes_of(const std::string& dtype) {
-  static const std::map<std::string, std::int64_t> sizes = {
-      {"bool", 1},  {"int8", 1},  {"uint8", 1}, {"int16", 2},   {"uint16", 2},
-      {"int32", 4}, {"int64", 8}, {"float32", 4}, {"float64", 8}};
-  const auto found = sizes.find(dtype);
-  need(found != sizes.end(), "there is no type '" + dtype + "'");
-  return found->second;
-}
 
 inline std::vector<std::string> strings(const Json& value) {
   std::vector<std::string> result;
@@ -281,12 +301,31 @@ inline void check_names(const Plan& plan) {
   }
 }
 
+inline void check_place(const Plan& plan, const Buffer& buffer) {
+  const std::string what = "buffer '" + buffer.name + "' lies at " + std::to_string(buffer.offset) + " of '" +
+                           buffer.region + "'";
+  need(buffer.offset >= 0, what);
+  if (buffer.kind != "workspace") {
+    need(buffer.region.empty() && buffer.offset == 0, what);
+  } else if (buffer.in_output()) {
+    const auto output = std::find_if(plan.buffers.begin(), plan.buffers.end(), [&](const Buffer& other) {
+      return other.kind == "output" && other.name == buffer.region;
+    });
+    need(output != plan.buffers.end() && output->space() == buffer.space(), what);
+    need(buffer.offset <= output->row_bytes() && buffer.row_bytes() <= output->row_bytes() - buffer.offset, what);
+  } else if (buffer.space().empty()) {
+    need(buffer.offset % 64 == 0, what);
+  }
+}
+
 inline void read_notes(Plan& plan, const Json& notes) {
   if (const Json* value = notes.find("input_alignment")) plan.input_alignment = value->integer();
   need(plan.input_alignment >= 1 && plan.input_alignment <= 64, "the alignment of inputs is unknown");
-  std::set<std::string> scales;
+  std::set<std::string> used, scales;
+  for (const Call& call : plan.calls) used.insert(call.arguments.begin(), call.arguments.end());
   for (const Buffer& buffer : plan.buffers) {
-    if (buffer.kind == "workspace" && buffer.dtype == "float32") scales.insert(buffer.name);
+    const bool floats = buffer.kind == "workspace" && buffer.dtype == "float32";
+    if (floats && used.count(buffer.name)) scales.insert(buffer.name);
   }
   if (const Json* value = notes.find("finite")) {
     for (const auto& [name, scale] : value->object()) {
@@ -328,7 +367,8 @@ inline Plan read_plan(const Json& json) {
   ProgramReader program(plan);
   for (const Json& item : json["index"].array()) program.add(item);
   for (const Json& item : json["buffers"].array()) {
-    Buffer buffer{item["name"].string(), item["dtype"].string(), item["kind"].string(), {}};
+    Buffer buffer{item["name"].string(), item["dtype"].string(), item["kind"].string(), {}, item["region"].string(),
+                  item["offset"].integer()};
     for (const Json& dim : item["shape"].array()) buffer.shape.push_back(dimension(dim));
     plan.buffers.push_back(std::move(buffer));
   }
@@ -340,6 +380,7 @@ inline Plan read_plan(const Json& json) {
   plan.threads = json["threads"].integer();
   need(plan.threads >= 1 && plan.threads <= 65536, "it is for no thread");
   check_names(plan);
+  for (const Buffer& buffer : plan.buffers) check_place(plan, buffer);
   read_notes(plan, json["notes"]);
   return plan;
 }

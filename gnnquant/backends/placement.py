@@ -1,0 +1,87 @@
+"""Where the workspace buffers of a plan lie: over each other where no call needs both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gnnquant.runtime.memory import round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gnnquant.runtime.plan import Buffer, Plan
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A buffer in a region: its bytes, and the first and last call that need them."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def placed(plan: Plan, *, in_outputs: bool) -> Plan:
+    """``plan`` with a place for every workspace buffer.
+
+    The largest buffers are placed first, each as far down in its region as those allow that are needed at the
+    same time. The steps of a propagation so take turns in two places, and what is done with before an output
+    is written lies in the output: an INT4 model of few classes needs little memory besides.
+
+    Args:
+        plan: What is called on which buffers.
+        in_outputs: Whether the runtime's outputs have room for a multiple of ``ROW_PADDING`` rows and
+            are writable from the first call on.
+    """
+    spans = _spans(plan)
+    outputs = [buffer for buffer in plan.buffers if buffer.kind == "output"] if in_outputs else []
+    regions: dict[str, list[_Placed]] = {}
+    found: dict[str, Buffer] = {}
+    buffers = [buffer for buffer in plan.buffers if buffer.kind == "workspace"]
+    for buffer in sorted(buffers, key=lambda buffer: (-buffer.row_bytes, spans.get(buffer.name, (0, 0)))):
+        first, last = spans.get(buffer.name, (0, 0))
+        size = buffer.row_bytes if buffer.space else round_up(buffer.row_bytes)
+        region, start = buffer.space, 0
+        for output in outputs:
+            start = _lowest(size, first, last, regions.get(output.name, ()))
+            before = output.name in spans and last < spans[output.name][0]
+            if before and buffer.space and output.space == buffer.space and start + size <= output.row_bytes:
+                region = output.name
+                break
+        else:
+            start = _lowest(size, first, last, regions.get(region, ()))
+        regions.setdefault(region, []).append(_Placed(start, start + size, first, last))
+        found[buffer.name] = replace(buffer, region=region, offset=start)
+    return replace(plan, buffers=tuple(found.get(buffer.name, buffer) for buffer in plan.buffers))
+
+
+def _spans(plan: Plan) -> dict[str, tuple[int, int]]:
+    """The first and last call that need each buffer.
+
+    What stands from one run to the next is needed by all calls.
+    """
+    users: dict[str, list[int]] = {}
+    for index, call in enumerate(plan.calls):
+        for name in call.arguments:
+            users.setdefault(name, []).append(index)
+    spans = {}
+    for name, calls in users.items():
+        of_graph = {plan.calls[index].per_graph for index in calls}
+        spans[name] = (calls[0], calls[-1]) if len(of_graph) == 1 else (0, len(plan.calls) - 1)
+    return spans
+
+
+def _lowest(size: int, first: int, last: int, others: Iterable[_Placed]) -> int:
+    """The lowest start of ``size`` bytes that no other needs between the calls ``first`` and ``last``."""
+    start = 0
+    busy = (other for other in others if other.first <= last and first <= other.last)
+    for other in sorted(busy, key=lambda other: other.start):
+        if start + size <= other.start:
+            break
+        start = max(start, other.end)
+    return start
+
+
+__all__ = ["placed"]
