@@ -30,6 +30,7 @@ from gnnquant.backends.tvm.emit import (
     vector_type,
 )
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
+from gnnquant.backends.tvm.lookahead import Stream
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ONE
@@ -147,6 +148,8 @@ def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], 
     factor = kernel.learned(node.attrs["factor"])
     source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
     watched = source.op == "input"
+    if watched and not kernel.machine.tiles and _multiplied_next(kernel, node):
+        kernel.stream = Stream(kernel, x)
     largest = _largest(kernel, node, source, x, watched)
 
     def inverse(r: Any) -> Any:
@@ -157,6 +160,13 @@ def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], 
         return choose(scale > number(0.0), number(1.0) / scale, number(0.0))
 
     return read, inverse
+
+
+def _multiplied_next(kernel: RowKernel, node: Node) -> bool:
+    """Whether the next product of the kernel is that of the codes of ``node``."""
+    later = kernel.stage.nodes[kernel.stage.nodes.index(node) :]
+    product = next((other for other in later if other.op == "gemm"), None)
+    return product is not None and resolve(kernel.context.graph, product.inputs[0]) == node.name
 
 
 def dequantize(kernel: RowKernel, node: Node) -> Rows:
@@ -476,7 +486,8 @@ def _statistic(kernel: RowKernel, x: Rows, r: Any, zero2: int, watched: bool) ->
         kernel.b.store(best, zero, 1)
 
     def visit(j: Any, width: int) -> None:
-        if watched and kernel.block > 1 and width > 1:
+        asked = kernel.stream is not None and kernel.stream.x is x
+        if watched and kernel.block > 1 and width > 1 and not asked:
             # memory works ahead on the next block while this one is computed
             kernel.b.prefetch(x.at(r + kernel.block, j, 1))
         bits = reinterpret(x.at(r, j, width), "int32", width)

@@ -35,6 +35,8 @@ class Machine:
         quads: Name of the sum of an int32 and the products of four unsigned and four signed bytes (vpdpbusd
             of AVX512-VNNI and AVX-VNNI; sdot and usdot of Arm), ``""`` without it.
         quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
+        front: x86 name of the move of those of 64 bytes that a mask picks to the front (vpcompressb), ``""``
+            without it.
         tiles: Whether there are tile registers and products of bytes on them (AMX-INT8).
     """
 
@@ -46,6 +48,7 @@ class Machine:
     halves: tuple[str, str] = ("", "")
     quads: str = ""
     quads_limit: int = 0
+    front: str = ""
     tiles: bool = False
 
     def by_quads(self, bits: int) -> bool:

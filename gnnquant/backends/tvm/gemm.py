@@ -38,6 +38,8 @@ from gnnquant.backends.tvm.layout import (
     quads_of,
     round_up,
 )
+from gnnquant.backends.tvm.lookahead import Stream
+from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 
 if TYPE_CHECKING:
@@ -139,10 +141,9 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
     sparse = q.zero2 == 0 and layout.inputs >= SPARSE_INPUTS and layout.outputs >= 4 * lanes
-    if sparse:
-        _sparse(kernel, q, layout, name, reach, total, stride)
-    else:
-        _dense(kernel, q, layout, name, reach, total, stride)
+    product_of = _sparse if sparse else _dense
+    product_of(kernel, q, layout, name, reach, total, stride)
+    kernel.stream = None
     scale = kernel.keep(_padded(weight.column_scale, layout.padded))
     correction = None
     if q.zero2:
@@ -340,10 +341,14 @@ def _dense(
         kernel.each(slices, part)
 
     # what is padded for products that skip zeros has panels of nothing else
-    kernel.each(
-        -(-layout.outputs // layout.block),
-        lambda panel: kernel.each(q.size // tall, lambda above: tile(above, panel)),
-    )
+    wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
+
+    def one(above: Any, panel: Any) -> None:
+        if kernel.stream is not None:
+            kernel.stream.ask(panel * tall_panels + above, wide_panels * tall_panels)
+        tile(above, panel)
+
+    kernel.each(wide_panels, lambda panel: kernel.each(tall_panels, lambda above: one(above, panel)))
 
 
 def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> None:
@@ -373,11 +378,10 @@ def _sparse(
 ) -> None:
     """Skip zero codes where most codes of the block are zero, else do all."""
     b = kernel.b
-    # two rows in 16-bit sums take fewer instructions than four in sums of 32 bits
-    together = 2 if reach or not kernel.machine.by_quads(q.bits) else 4
+    together = 4 if kernel.machine.by_quads(q.bits) else 2
     dtype = "uint8" if reach or together == 4 else "uint16"
-    index = kernel.reserve("uint16", layout.inputs + 16)
-    value = kernel.reserve(dtype, layout.inputs + 16)
+    index = kernel.reserve("uint16", layout.inputs + MASKED)
+    value = kernel.reserve(dtype, layout.inputs + MASKED)
     parts = -(-layout.inputs // MASKED)
     masks = kernel.reserve("int64", q.size * parts) if kernel.machine.words else None
     found = b.registers(1, "int32")
@@ -399,6 +403,8 @@ def _sparse(
 
     def skip() -> None:
         def row(r: Any) -> None:
+            if kernel.stream is not None:
+                kernel.stream.ask(r, q.size)
             mine = None if masks is None else masks + r * parts
             count = _compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype), together)
             places = (index, value, count, total + r * stride)
@@ -445,21 +451,15 @@ def _compress(
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
     if masks is not None:
-        mask = b.registers(1, "int64")
+        # what is written beyond the last position is overwritten or not read
         with b.loop(-(-layout.inputs // MASKED)) as part:
-            b.store(mask, kernel.load("int64", masks + part), 0)
-            place = b.let(found[0])
-            total = b.let(_ones(mask[0]))
-            # a fixed number at a time, so that the loop ends where it is expected to; what is written
-            # beyond the last one is overwritten or not read
-            with b.loop((total + (BATCH - 1)) // BATCH) as batch:
-                for i in range(BATCH):
-                    low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(0, "bool"))
-                    k = b.let(part * MASKED + cast(low, "int32"))
-                    at = place + batch * BATCH + i
-                    kernel.save("uint16", cast(k, "uint16"), index + at)
-                    kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + at)
-                    b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
+            mask = b.let(kernel.load("int64", masks + part))
+            place, total = b.let(found[0]), b.let(_ones(mask))
+            here = (index + place, value + place, dtype)
+            if kernel.machine.front:
+                _move_to_front(kernel, start + part * MASKED, part * MASKED, here, total)
+            else:
+                _write_each(kernel, start, part * MASKED, here, mask, total)
             b.store(found, place + total, 0)
     else:
         with b.loop(layout.inputs) as k:
@@ -471,6 +471,50 @@ def _compress(
     kernel.save("uint16", splat(const(0, "uint16"), together), index + found[0], together)
     kernel.save(dtype, splat(const(0, dtype), together), value + found[0], together)
     return b.let((found[0] + (together - 1)) // together)
+
+
+def _write_each(
+    kernel: RowKernel, start: Any, first: Any, places: tuple[Any, Any, str], bits: Any, total: Any
+) -> None:
+    """Positions and values of the ``total`` codes from ``first`` on that ``bits`` tell."""
+    b = kernel.b
+    index, value, dtype = places
+    mask = b.registers(1, "int64")
+    b.store(mask, bits, 0)
+    # a fixed number at a time, so that the loop ends where it is expected to
+    with b.loop((total + (BATCH - 1)) // BATCH) as batch:
+        for i in range(BATCH):
+            low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(0, "bool"))
+            k = b.let(first + cast(low, "int32"))
+            at = batch * BATCH + i
+            kernel.save("uint16", cast(k, "uint16"), index + at)
+            kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + at)
+            b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
+
+
+def _move_to_front(
+    kernel: RowKernel, start: Any, first: Any, places: tuple[Any, Any, str], total: Any
+) -> None:
+    """The same of the ``MASKED`` codes at ``start``, all at once."""
+    b = kernel.b
+    index, value, dtype = places
+    codes = b.let(kernel.load("uint8", start, MASKED))
+    none = splat(const(0, "uint8"), MASKED)
+    counted = tirx.Ramp(const(0, "uint8"), const(1, "uint8"), MASKED)
+    values, positions = (
+        b.let(intrinsic(kernel.machine.front, f"uint8x{MASKED}", moved, none, codes != none))
+        for moved in (codes, counted)
+    )
+    kernel.save(dtype, cast(values, dtype, MASKED), value, MASKED)
+    half = MASKED // 2
+
+    def some(at: int) -> None:
+        these = cast(shuffle([positions], range(at, at + half)), "uint16", half)
+        kernel.save("uint16", these + splat(cast(first, "uint16"), half), index + at, half)
+
+    some(0)
+    with b.when(total > half):
+        some(half)
 
 
 def _nonzero(kernel: RowKernel, start: Any) -> Any:
@@ -667,17 +711,24 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
 
     kernel.each(size * stride // lanes, empty)
 
+    across, along, slices = padded // block, size // tall, -(-inputs // FLOAT_PANEL)
+    given = context.nodes[resolve(context.graph, node.inputs[0])].op == "input"
+    stream = Stream(kernel, x) if given else None
+
     def part(index: Any) -> None:
         first = index * FLOAT_PANEL
         count: Any = inputs
         if inputs > FLOAT_PANEL:
             count = b.let(tirx.min(const(FLOAT_PANEL), inputs - first))
-        kernel.each(
-            padded // block,
-            lambda panel: kernel.each(size // tall, lambda above: tile(above, panel, first, count)),
-        )
 
-    kernel.each(-(-inputs // FLOAT_PANEL), part)
+        def one(panel: Any, above: Any) -> None:
+            if stream is not None:
+                stream.ask((index * across + panel) * along + above, slices * across * along)
+            tile(above, panel, first, count)
+
+        kernel.each(across, lambda panel: kernel.each(along, lambda above: one(panel, above)))
+
+    kernel.each(slices, part)
 
     def at(r: Any, j: Any, width: int) -> Any:
         return kernel.load("float32", start + r * stride + j, width)

@@ -1,4 +1,4 @@
-"""Asking for the rows that the next block of a kernel sums, while this one is computed."""
+"""Asking for what the next block of a kernel reads, while this one is computed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.backends.tvm.values import Rows
 
 MOST = 1024
 """Edges of a block that the block before asks for; one that has more asks for them itself."""
@@ -21,6 +22,12 @@ SMALL = 2**21
 MOST_TURNS = 64
 """Turns among which the requests are divided: fewer than ``GRAPH_PADDING``, since turns may ask for edges
 that are not there. Their loops all have as many steps, which processors foresee."""
+
+
+FLOATS = 16
+"""Float32 numbers of a cache line."""
+RUN = 8
+"""Lines of a stream that are asked for without a loop."""
 
 
 class Lookahead:
@@ -84,3 +91,33 @@ class Lookahead:
     def finish(self) -> None:
         """All loops are emitted."""
         self._settle(max(self._turns, 1))
+
+
+class Stream:
+    """Spreads the requests for the next block's rows of an input over the products of this block.
+
+    A loop that looks for the largest value of a row can do nothing but wait for memory, which then has
+    nothing to do while the rows are multiplied. Products of floats read several rows at once, which the
+    processor does not foresee.
+
+    Args:
+        kernel: Whose blocks.
+        x: The rows, which lie one after another.
+    """
+
+    def __init__(self, kernel: RowKernel, x: Rows) -> None:
+        self._kernel, self.x = kernel, x
+        self._lines = kernel.block * x.columns // FLOATS + 1
+
+    def ask(self, turn: Any, turns: int) -> None:
+        """The share of ``turn`` among ``turns``."""
+        kernel = self._kernel
+        share = -(-self._lines // turns)
+        run = min(share, RUN)
+
+        def some(index: Any) -> None:
+            first = (turn * share + index * run) * FLOATS
+            for line in range(run):
+                kernel.b.prefetch(self.x.at(kernel.block, first + line * FLOATS, 1), 2)
+
+        kernel.each(-(-share // run), some)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gnnquant.backends.tvm.context import Context
-    from gnnquant.backends.tvm.lookahead import Lookahead
+    from gnnquant.backends.tvm.lookahead import Lookahead, Stream
     from gnnquant.backends.tvm.partition import Stage
     from gnnquant.integer_graph import Node
 
@@ -67,6 +67,7 @@ class RowKernel(Kernel):
         destinations: Of a stage of edges: the thread's first destination and the end of its share.
         statistics: Largest values of rows, by the first of the quantizers that need them.
         lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
+        stream: Asks for the rows of an input that the next block quantizes, in the next product.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
@@ -92,6 +93,7 @@ class RowKernel(Kernel):
         self.values: dict[str, Rows | Codes] = {}
         self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.lookahead: Lookahead | None = None
+        self.stream: Stream | None = None
         self.outputs = outputs
         self.edges = {
             inlined.exports[0]: EdgeValues(self, inlined, lambda: self.limit, lambda: self.first)

@@ -178,6 +178,7 @@ def _x86(available: set[str]) -> Machine:
             ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
             quads=quads,
             quads_limit=255,
+            front="llvm.x86.avx512.mask.compress.v64i8" if "avx512vbmi2" in available else "",
             tiles=tiles,
         )
     if "avx2" in available:

@@ -82,7 +82,26 @@ def packed(x: Any, y: Any, low: int, high: int, dtype: str) -> Any:
     return emit.shuffle([emit.bind(x), emit.bind(y)], order)
 
 
+def compressed(x: Any, rest: Any, mask: Any) -> Any:
+    """VPCOMPRESSB: the bytes that the mask picks, side by side at the front of ``rest``."""
+    bytes_of = emit.T.alloc_buffer((65,), "uint8")
+    count = emit.T.alloc_buffer((1,), "int32")
+    emit.T.buffer_store(count, const(0), [0])
+    emit.T.buffer_store(bytes_of, rest, [emit.span(0, 64)])
+    ones = emit.bind(emit.choose(mask, splat(const(1), 64), splat(const(0), 64)))
+    x = emit.bind(x)
+    for i in range(64):
+        # what is not picked is overwritten by the next one, or restored
+        place = emit.bind(count[0])
+        old = emit.bind(bytes_of[place])
+        picked = emit.bind(emit.shuffle([ones], [i]))
+        emit.T.buffer_store(bytes_of, emit.choose(picked > const(0), emit.shuffle([x], [i]), old), [place])
+        emit.T.buffer_store(count, place + picked, [0])
+    return bytes_of[emit.span(0, 64)]
+
+
 MEANINGS = {
+    "mask.compress.v64i8": compressed,
     WORDS: words,
     BYTES: bytes_,
     "mask.cvtps2dq.512": nearest,
@@ -176,6 +195,13 @@ def check(graph: IntegerGraph, mcpu: str, sizes: Any) -> None:
             np.testing.assert_array_equal(value, expected, strict=True)
 
 
+def disassembled(graph: IntegerGraph, mcpu: str, folder: Path) -> str:
+    library = folder / "model.so"
+    library.write_bytes(build(graph, target=target_of(mcpu)).library)
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 CASES = [
     *((mcpu, name) for mcpu in TARGETS for name in ("gcn-sparse-8", "gcn-2")),
     ("znver4", "gatv2-8"),
@@ -208,6 +234,28 @@ def test_four_edges_at_a_time(used: set[str], bits: int, weighted: bool) -> None
     assert "vpdpbusd.512" in used
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_zeros_are_skipped(native: bool, request: pytest.FixtureRequest) -> None:
+    """Rows without codes, with one, with a few more than half of 64, and with all; the last part is short."""
+    graph = graphs.gcn(4, signed=False, features=150, hidden=64)
+    if native:
+        library = Library(build(graph))
+    else:
+        replaced = request.getfixturevalue("used")
+        library = Library(build(graph, target=target_of("znver4")))
+        assert "mask.compress.v64i8" in replaced
+    inputs = graphs.values(graph, 40, 100)
+    rng = np.random.default_rng(3)
+    x = np.zeros_like(inputs["x"])
+    for row, many in zip((1, 9, 10, 17, 25, 26, 39), (1, 33, 34, 150, 64, 65, 150), strict=True):
+        x[row, rng.permutation(150)[:many]] = 1 + rng.random(many)
+    x[30, 149] = x[31, 63] = x[32, 64] = 5
+    inputs["x"] = x
+    oracle = Oracle(graph, inputs)
+    for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
+
+
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
 @pytest.mark.parametrize(
     ("mcpu", "instruction"),
@@ -220,9 +268,11 @@ def test_four_edges_at_a_time(used: set[str], bits: int, weighted: bool) -> None
 )
 def test_instructions_are_used(mcpu: str, instruction: str, tmp_path: Path) -> None:
     """What LLVM makes of a model for the processor itself, which need not be this one."""
-    model = build(graphs.gcn(8, features=20, hidden=256), target=target_of(mcpu))
-    library = tmp_path / "model.so"
-    library.write_bytes(model.library)
-    command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = disassembled(graphs.gcn(8, features=20, hidden=256), mcpu, tmp_path)
     assert len(re.findall(instruction, code)) > 8
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
+def test_zeros_are_skipped_by_the_instruction(tmp_path: Path) -> None:
+    code = disassembled(graphs.gcn(4, signed=False, features=150, hidden=64), "znver4", tmp_path)
+    assert len(re.findall(r"vpcompressb\s.*%zmm", code)) > 1
