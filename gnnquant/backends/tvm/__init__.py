@@ -21,6 +21,7 @@ from gnnquant.backends.tvm.partition import (
     quantized_features,
     resolve,
     stages,
+    weighed_beside,
     weighed_rows,
     written_in_place,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gnnquant.backends.tvm.context import Context, Kernel
-    from gnnquant.integer_graph import IntegerGraph
+    from gnnquant.integer_graph import IntegerGraph, Node
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def build(
     context = Context(graph, machine, threads)
     _declare(context)
     context.features = quantized_features(graph) if prepared_features else frozenset()
-    context.weighed = weighed_rows(graph, context.features)
+    context.weighed = weighed_rows(graph)
+    context.beside = weighed_beside(graph, context.features)
     kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
     calls: list[Call] = []
@@ -141,15 +143,22 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
     quantize the input and nothing else.
     """
     from gnnquant.backends.tvm.edges import EdgeKernel, RootKernel
-    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.backends.tvm.rows import RowKernel, WeighKernel
 
     graph = context.graph
     kernels: list[Kernel] = []
     of_graphs: set[str] = set()
     of_features: set[str] = set()
     copied = {index: resolve(graph, name) for index, name in enumerate(graph.outputs)}
+    apart = _weighed_apart(context)
     for number, stage in enumerate(stages(graph, features=features)):
         started = len(kernels)
+        sums = [resolve(graph, node.inputs[0]) for node in stage.nodes if node.op == "spmm"]
+        kernels += [
+            WeighKernel(context, f"k{number}_scales{index}", apart.pop(name))
+            for index, name in enumerate(dict.fromkeys(sums))
+            if name in apart
+        ]
         if stage.family.kind == EDGE_VALUES:
             if any(node.op == "gcn_norm" for node in stage.nodes):
                 kernels.append(RootKernel(context, stage, f"k{number}_roots"))
@@ -174,6 +183,15 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
         own = [(index, name) for index, name in copied.items() if context.nodes[name].rows == space]
         kernels.append(RowKernel(context, Stage(0, family), f"copy{number}_rows", own))
     return kernels, of_graphs, of_features
+
+
+def _weighed_apart(context: Context) -> dict[str, list[tuple[Node, str]]]:
+    """By quantized value, the numbers of rows that a kernel of its own multiplies its scales with."""
+    return {
+        name: pairs
+        for name, weights in context.weighed.items()
+        if (pairs := [(context.nodes[name], w) for w in weights if w not in context.beside.get(name, ())])
+    }
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:

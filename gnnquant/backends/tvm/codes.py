@@ -222,7 +222,7 @@ def _declare(
     buffer = kernel.buffer(name)
     weights = [
         (kernel.buffer(weighed_scales(kernel.context, node, name)), kernel.float_rows(name))
-        for name in kernel.context.weighed.get(node.name, ())
+        for name in kernel.context.beside.get(node.name, ())
     ]
 
     def beside(r: Any, scale: Any) -> None:

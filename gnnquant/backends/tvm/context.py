@@ -74,6 +74,7 @@ class Context:
         weights: Layouts of integer weights in use.
         scratch: Elements of scratch per thread by type.
         weighed: Numbers of rows by which the scales of quantized values are multiplied (``weighed_rows``).
+        beside: Those that are multiplied where the value is quantized (``weighed_beside``).
         features: Values that are quantized ahead of the calls, before there is a graph.
         nodes: Nodes of the row program by name.
         graphs: Graphs of the index program by name.
@@ -88,6 +89,7 @@ class Context:
     weights: dict[str, WeightLayout] = field(default_factory=dict)
     scratch: dict[str, int] = field(default_factory=dict)
     weighed: dict[str, list[str]] = field(default_factory=dict)
+    beside: dict[str, list[str]] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -132,24 +132,34 @@ def gathered(graph: IntegerGraph, name: str) -> str:
     return node.name
 
 
-def weighed_rows(graph: IntegerGraph, features: frozenset[str] = frozenset()) -> dict[str, list[str]]:
+def weighed_rows(graph: IntegerGraph) -> dict[str, list[str]]:
     """By which numbers of a row, one for each list entry, sums multiply the scales of a quantized value.
 
-    They are multiplied once, where the value is quantized, if there they are known: its rows have scales, it
-    is no prepared feature, which knows no graph, and the numbers come first.
+    They are multiplied once, for all edges of a source.
     """
     found: dict[str, list[str]] = {}
-    position = {node.name: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.op != "spmm" or node.attrs.get("per") != "source":
             continue
         quantizer, weight = (graph[resolve(graph, name)] for name in node.inputs)
-        if quantizer.op != "quantize" or quantizer.attrs["granularity"] != "row":
-            continue
-        known = weight.rows == quantizer.rows and position[weight.name] < position[quantizer.name]
-        if known and quantizer.name not in features:
+        by_row = quantizer.op == "quantize" and quantizer.attrs["granularity"] == "row"
+        if by_row and weight.rows == quantizer.rows:
             found.setdefault(quantizer.name, []).append(weight.name)
     return {name: list(dict.fromkeys(weights)) for name, weights in found.items()}
+
+
+def weighed_beside(graph: IntegerGraph, features: frozenset[str] = frozenset()) -> dict[str, list[str]]:
+    """Those of :func:`weighed_rows` that are known where the value is quantized.
+
+    The numbers come first, and the value is no prepared feature, which knows no graph.
+    """
+    position = {node.name: index for index, node in enumerate(graph.nodes)}
+    found = {
+        name: [weight for weight in weights if position[weight] < position[name]]
+        for name, weights in weighed_rows(graph).items()
+        if name not in features
+    }
+    return {name: weights for name, weights in found.items() if weights}
 
 
 def quantized_features(graph: IntegerGraph) -> frozenset[str]:
@@ -193,7 +203,7 @@ class _Partition:
         self.features = features
         self.nodes = {node.name: node for node in graph.nodes}
         self.graphs = {node.name for node in graph.index if node.op == "graph"}
-        self.weighed = weighed_rows(graph, features)
+        self.weighed = weighed_beside(graph, features)
         self.computed = [node for node in graph.nodes if node.op not in VIRTUAL]
         self.reads = {node.name: list(self._reads(node)) for node in self.computed}
         self.family = self._families()

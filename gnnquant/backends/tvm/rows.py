@@ -11,12 +11,12 @@ from tvm import tirx
 
 from gnnquant.backends.tvm import codes, maths, segments, shapes, tiles
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
-from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredRows, fail
+from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredCodes, StoredRows, fail
 from gnnquant.backends.tvm.edges import EdgeValues
-from gnnquant.backends.tvm.emit import const, span, splat
+from gnnquant.backends.tvm.emit import const, product, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.layout import round_up
-from gnnquant.backends.tvm.partition import EDGE_ROWS, TOTALS, resolve
+from gnnquant.backends.tvm.partition import EDGE_ROWS, ROWS, TOTALS, Family, Stage, resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ELEMENTWISE
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from gnnquant.backends.tvm.context import Context
     from gnnquant.backends.tvm.lookahead import Lookahead, Stream
-    from gnnquant.backends.tvm.partition import Stage
     from gnnquant.integer_graph import Node
 
 INTEGER_BLOCK, FLOAT_BLOCK = 8, 24
@@ -134,16 +133,20 @@ class RowKernel(Kernel):
                 self.rows = const(1)
                 if self.block > 1:
                     self.rows = b.let(tirx.min(const(self.block), stop - self.base))
-                for node in self.stage.nodes:
-                    self._node(node)
-                for position, name in self.outputs:
-                    self._output(position, name)
+                self.compute()
                 if self.lookahead is not None:
                     self.lookahead.finish()
             for node in reductions:
                 segments.finish(self, node)
             if self._tiled:
                 tiles.end()
+
+    def compute(self) -> None:
+        """Emit what is computed of a block of rows."""
+        for node in self.stage.nodes:
+            self._node(node)
+        for position, name in self.outputs:
+            self._output(position, name)
 
     @property
     def _threads(self) -> int:
@@ -358,3 +361,27 @@ class RowKernel(Kernel):
         name = self.context.add(f"rows.{node.name}", "float32", (node.rows, stride), "workspace")
         self.context.stored[node.name] = StoredRows(name, stride, wide)
         return self.buffer(name), wide
+
+
+class WeighKernel(RowKernel):
+    """Scales of rows times numbers of rows, for sums that cannot have them from where the rows are quantized.
+
+    Args:
+        context: Of the build.
+        name: Of the kernel.
+        pairs: Quantized values of one space, and numbers of its rows.
+    """
+
+    def __init__(self, context: Context, name: str, pairs: list[tuple[Node, str]]) -> None:
+        """Nothing is computed but the products."""
+        super().__init__(context, Stage(0, Family(ROWS, True, pairs[0][0].rows)), name, [])
+        self._pairs = pairs
+
+    def compute(self) -> None:
+        """Emit the products of a row."""
+        for quantizer, weight in self._pairs:
+            stored = self.context.stored[quantizer.name]
+            assert isinstance(stored, StoredCodes)
+            scale = self.buffer(stored.scale)[self.base]
+            found = self.buffer(codes.weighed_scales(self.context, quantizer, weight))
+            self.b.store(found, product(self.reader(weight).at(self.base, 0, 1), scale, 1), self.base)
