@@ -192,18 +192,19 @@ def fold_sum(value: Any, lanes: int) -> Any:
     return value
 
 
-def transposed(rows: Sequence[Any], lanes: int) -> list[Any]:
-    """The columns of a square of vectors; ``rows`` should be bound."""
+def transposed(rows: Sequence[Any], lanes: int, group: int = 1) -> list[Any]:
+    """The columns of a square of vectors, of elements of ``group`` lanes; ``rows`` should be bound."""
     found = list(rows)
-    step = 1
+    step = group
     while step < lanes:
-        # exchange the halves that are not on the diagonal in squares of twice ``step``
+        # exchange the halves that are not on the diagonal in squares of twice ``step`` lanes
         low = [lane if not lane & step else lanes + lane - step for lane in range(lanes)]
         high = [lane + step if not lane & step else lanes + lane for lane in range(lanes)]
-        for i in range(lanes):
-            if not i & step:
-                pair = found[i], found[i + step]
-                found[i], found[i + step] = bind(shuffle(pair, low)), bind(shuffle(pair, high))
+        for i in range(lanes // group):
+            if not i * group & step:
+                other = i + step // group
+                pair = found[i], found[other]
+                found[i], found[other] = bind(shuffle(pair, low)), bind(shuffle(pair, high))
         step *= 2
     return found
 

@@ -25,6 +25,7 @@ from gnnquant.backends.tvm.emit import (
     shuffle,
     span,
     splat,
+    transposed,
     vector_type,
 )
 from gnnquant.backends.tvm.layout import (
@@ -60,6 +61,8 @@ MASKED = 64
 """Codes whose zeros are found at a time."""
 BATCH = 8
 """Positions that are written at a time."""
+PARTS = 4
+"""int32 of 128 bits, within which bytes of rows are interleaved."""
 FLOAT_PANEL = 256
 """Inputs of a float panel: 256 by 16 floats are half of a first-level cache."""
 
@@ -544,6 +547,13 @@ def _fours(kernel: RowKernel, layout: WeightLayout, name: str, places: tuple[Any
     steps = divisor(layout.padded // width, machine.sums // 4)
     order = quad_places(width, lanes)
 
+    def by_column(sums: list[Any]) -> list[Any]:
+        if lanes == PARTS * PARTS:
+            # parts of 128 bits change places; LLVM takes three times as many shuffles of four vectors
+            return transposed(sums, lanes, PARTS)
+        columns = [order.index(column) for column in range(width)]
+        return [shuffle(sums, columns[first : first + lanes]) for first in range(0, width, lanes)]
+
     def panel(number_: Any) -> None:
         first = number_ * (steps * width)
         acc = b.registers(4 * steps, "int32", lanes)
@@ -560,11 +570,9 @@ def _fours(kernel: RowKernel, layout: WeightLayout, name: str, places: tuple[Any
                 for v, quad in enumerate(quads):
                     b.store(acc, dot_quads(machine, acc[4 * step + v], x, quad), 4 * step + v)
         for step in range(steps):
-            sums = [b.let(acc[4 * step + v]) for v in range(4)]
-            for part in range(4):
-                columns = [order.index(part * lanes + lane) for lane in range(lanes)]
-                place = total + first + step * width + part * lanes
-                kernel.save("int32", shuffle(sums, columns), place, lanes)
+            place = total + first + step * width
+            for part, sums in enumerate(by_column([b.let(acc[4 * step + v]) for v in range(4)])):
+                kernel.save("int32", sums, place + part * lanes, lanes)
 
     kernel.each(layout.padded // (steps * width), panel)
 
