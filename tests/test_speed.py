@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gnnquant
-from benchmarks.speed import elsewhere, gpu, gpu_table
+from benchmarks.speed import elsewhere, gpu, gpu_table, overhead
 from benchmarks.speed.floor import products
 from benchmarks.speed.graphs import PowerLaw
 from benchmarks.speed.guard import compare
@@ -103,6 +103,18 @@ def test_kernels_are_timed_and_their_bytes_counted(name: str, bits: int) -> None
     # of 64 numbers; GCN sums before it widens, and its scores are narrow
     widest = zoo.FEATURES if name in ("gcn64", "gcn256") else 64
     assert max(cost.gathered for cost in summing) >= 300 * widest * bits // 8
+
+
+def test_kernels_alone_compute_what_a_call_does() -> None:
+    data = zoo.random_graph(60, 300, seed=1)
+    q = gnnquant.convert(MODELS["gcn64"].build(zoo.FEATURES, 5), bits=4)
+    gnnquant.calibrate(q, [(data.x, data.edge_index)])
+    compiled = gnnquant.compile(q, threads=1)
+    scores = compiled(data.x, data.edge_index)
+    wanted = scores.clone()
+    scores.zero_()
+    overhead._kernels(compiled)()
+    assert torch.equal(scores, wanted)
 
 
 def test_the_guard_tells_what_has_become_worse() -> None:
