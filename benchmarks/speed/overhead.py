@@ -49,7 +49,7 @@ def _kernels(compiled: Any) -> Callable[[], None]:
     kernels = [kernel for plan, kernel in planned if not plan.per_graph]
 
     def run() -> None:
-        for function, arguments, count, _ in kernels:
+        for function, arguments, count in kernels:
             function(None, arguments, count, workspace._result_address)
 
     return run

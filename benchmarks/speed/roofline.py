@@ -68,7 +68,7 @@ def kernel_costs(
     measured: list[list[float]] = [[] for _ in workspace._calls]
     for _ in range(repeats):
         call()
-        for times, (function, arguments, count, _) in zip(measured, workspace._calls, strict=True):
+        for times, (function, arguments, count) in zip(measured, workspace._calls, strict=True):
             start = time.perf_counter()
             function(None, arguments, count, workspace._result_address)
             times.append(1e3 * (time.perf_counter() - start))

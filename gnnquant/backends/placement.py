@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gnnquant.runtime.memory import round_up
@@ -36,22 +37,27 @@ def placed(plan: Plan, *, in_outputs: bool) -> Plan:
             are writable from the first call on.
     """
     spans = _spans(plan)
-    outputs = [buffer for buffer in plan.buffers if buffer.kind == "output"] if in_outputs else []
+    outputs = [
+        buffer
+        for buffer in plan.buffers
+        if in_outputs and buffer.kind == "output" and buffer.space and buffer.name in spans
+    ]
     regions: dict[str, list[_Placed]] = {}
     found: dict[str, Buffer] = {}
     buffers = [buffer for buffer in plan.buffers if buffer.kind == "workspace"]
     for buffer in sorted(buffers, key=lambda buffer: (-buffer.row_bytes, spans.get(buffer.name, (0, 0)))):
         first, last = spans.get(buffer.name, (0, 0))
         size = buffer.row_bytes if buffer.space else round_up(buffer.row_bytes)
-        region, start = buffer.space, 0
-        for output in outputs:
-            start = _lowest(size, first, last, regions.get(output.name, ()))
-            before = output.name in spans and last < spans[output.name][0]
-            if before and buffer.space and output.space == buffer.space and start + size <= output.row_bytes:
-                region = output.name
-                break
-        else:
-            start = _lowest(size, first, last, regions.get(region, ()))
+        lowest = partial(_lowest, size, first, last)
+        fitting = (
+            output.name
+            for output in outputs
+            if output.space == buffer.space
+            and last < spans[output.name][0]
+            and lowest(regions.get(output.name, ())) + size <= output.row_bytes
+        )
+        region = next(fitting, buffer.space)
+        start = lowest(regions.get(region, ()))
         regions.setdefault(region, []).append(_Placed(start, start + size, first, last))
         found[buffer.name] = replace(buffer, region=region, offset=start)
     return replace(plan, buffers=tuple(found.get(buffer.name, buffer) for buffer in plan.buffers))

@@ -119,7 +119,7 @@ class CudaExecutor:
     def __init__(self, plan: Plan, constants: Mapping[str, NDArray[Any]], image: bytes) -> None:
         check_plan(plan, constants)
         for buffer in plan.buffers:
-            if buffer.kind == "workspace" and buffer.region != buffer.space:
+            if buffer.in_output:
                 raise ArtifactError(f"the plan is malformed: {buffer.name!r} lies in an output")
         self._notes = _launches(plan)
         self._crowded = plan.notes.get("crowded", 0)
@@ -256,10 +256,10 @@ class CudaExecutor:
 
     def _bind(self, prepared: Prepared) -> _Bound:
         """Launches on buffers for graphs of this size."""
-        starts, size = lay_out(self._plan.buffers, prepared.sizes)
-        block = self._arena("workspace", size)
         if self._bound is not None and self._bound.prepared() is prepared:
             return self._bound
+        starts, size = lay_out(self._plan.buffers, prepared.sizes)
+        block = self._arena("workspace", size)
         addresses = {**self._constants, **prepared.addresses}
         addresses |= {name: block + start for name, start in starts.items()}
         addresses[FLAG] = self._flag_address

@@ -123,7 +123,7 @@ def _check_places(plan: Plan) -> None:
         _need(isinstance(buffer.offset, int) and buffer.offset >= 0, what)
         if buffer.kind != "workspace":
             _need((buffer.region, buffer.offset) == ("", 0), what)
-        elif buffer.region != buffer.space:
+        elif buffer.in_output:
             output = outputs.get(buffer.region)
             _need(output is not None and output.space == buffer.space, what)
             room = 0 if output is None else output.row_bytes
@@ -169,11 +169,15 @@ class Prepared:
         arrays: Parts of graphs, by ``<graph>.<part>``, and index arrays; those with an entry per edge or
             row are padded.
         layout: Equal for calls whose buffers have the same shapes.
+        starts: Where each workspace buffer of such a call starts in one piece of memory.
+        size: Bytes of that.
     """
 
     sizes: dict[str, int]
     arrays: dict[str, NDArray[np.int32]]
     layout: tuple[Any, ...]
+    starts: dict[str, int]
+    size: int
 
 
 class TvmExecutor:
@@ -252,7 +256,7 @@ class TvmExecutor:
             tuple(sizes[space] for space in self._spaces),
             tuple(array.shape for array in arrays.values()),
         )
-        return Prepared(sizes, arrays, layout)
+        return Prepared(sizes, arrays, layout, *lay_out(self._plan.buffers, sizes))
 
     @property
     def prepares_features(self) -> bool:
@@ -399,7 +403,7 @@ class _Workspace:
         self._rows: dict[str, int] = {}
         self._views: dict[str, tvm_abi.TensorView] = {}
         self._arguments: list[Any] = []
-        self._calls: list[tuple[Callable[..., int], int, int, list[tuple[str, str]]]] = []
+        self._calls: list[tuple[Callable[..., int], int, int]] = []
         self._graph_values_stand = False
         self._copies: dict[str, NDArray[np.float32]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -409,7 +413,7 @@ class _Workspace:
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether the memory is large enough for graphs of this size."""
-        return lay_out(self._plan.buffers, prepared.sizes)[1] <= self._arena.size
+        return prepared.size <= self._arena.size
 
     def run(
         self,
@@ -426,7 +430,8 @@ class _Workspace:
         for name, array in inputs.items():
             self._point_input(name, array)
         result = self._result_address
-        for call, (function, arguments, count, scales) in zip(self._plan.calls, self._calls, strict=True):
+        planned = zip(self._plan.calls, self._calls, self._scales, strict=True)
+        for call, (function, arguments, count), scales in planned:
             if (call.per_graph and self._graph_values_stand) or (features and call.per_features):
                 continue
             status = function(None, arguments, count, result)
@@ -463,9 +468,9 @@ class _Workspace:
 
     def _bind(self, prepared: Prepared) -> None:
         """Lay the buffers out for graphs of this size and point the kernels' arguments to them."""
-        self._starts, size = lay_out(self._plan.buffers, prepared.sizes)
-        if size > self._arena.size:
-            self._arena = aligned_bytes(size)
+        self._starts = prepared.starts
+        if prepared.size > self._arena.size:
+            self._arena = aligned_bytes(prepared.size)
         same_layout = self.prepared is not None and self.prepared.layout == prepared.layout
         self.prepared = prepared
         self._graph_values_stand = False
@@ -480,18 +485,18 @@ class _Workspace:
             rows = padded_rows(buffer, prepared.sizes)
             if buffer.kind == "output":
                 self._rows[name] = max(shape[0], rows)
-            elif buffer.kind == "workspace" and name not in self._starts:
+            elif buffer.in_output:
                 self._in_outputs[name] = buffer.region, buffer.offset * rows
             views[name] = tvm_abi.tensor_view(buffer.dtype, shape, self._fixed_address(name))
         for name, array in prepared.arrays.items():
             views[name] = tvm_abi.tensor_view("int32", array.shape, address_of(array))
         self._arguments = []
         self._calls = []
-        for call, scales in zip(self._plan.calls, self._scales, strict=True):
+        for call in self._plan.calls:
             packed = tvm_abi.tensor_arguments([views[name] for name in call.arguments])
             self._arguments.append(packed)
             function = self._functions[call.function]
-            self._calls.append((function, ctypes.addressof(packed), len(call.arguments), scales))
+            self._calls.append((function, ctypes.addressof(packed), len(call.arguments)))
 
     def _fixed_address(self, name: str) -> int:
         """Where a buffer lies in every run; 0 where runs differ."""

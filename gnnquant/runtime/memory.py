@@ -39,7 +39,7 @@ def lay_out(buffers: Iterable[Buffer], sizes: Mapping[str, int]) -> tuple[dict[s
         buffers: A plan's.
         sizes: Rows of every space.
     """
-    own = [buffer for buffer in buffers if buffer.kind == "workspace" and buffer.region == buffer.space]
+    own = [buffer for buffer in buffers if buffer.kind == "workspace" and not buffer.in_output]
     regions: dict[str, int] = {}
     for buffer in own:
         size = (buffer.offset + buffer.row_bytes) * padded_rows(buffer, sizes)

@@ -57,6 +57,11 @@ class Buffer:
         return first if isinstance(first, str) and first != ONE else ""
 
     @property
+    def in_output(self) -> bool:
+        """Whether it lies in the memory of an output."""
+        return self.kind == "workspace" and self.region != self.space
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row, of all of it where its size is fixed."""
         dims = self.shape[1:] if self.space else self.shape

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
-from gnnquant.backends.tvm.context import AHEAD
+from gnnquant.backends.tvm.context import AHEAD, LINE
 from gnnquant.backends.tvm.emit import any_of, choose, const, reinterpret
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ SMALL = 2**21
 MOST_TURNS = 64
 """Turns among which the requests are divided: fewer than ``GRAPH_PADDING``, since turns may ask for edges
 that are not there. Their loops all have as many steps, which processors foresee."""
-
-
-FLOATS = 16
+FLOATS = LINE // 4
 """Float32 numbers of a cache line."""
 RUN = 8
 """Lines of a stream that are asked for without a loop."""
@@ -117,7 +115,6 @@ class Stream:
 
         def some(index: Any) -> None:
             first = (turn * share + index * run) * FLOATS
-            for line in range(run):
-                kernel.b.prefetch(self.x.at(kernel.block, first + line * FLOATS, 1), 2)
+            kernel.prefetch(self.x, kernel.block, first, run * FLOATS, cache=2)
 
         kernel.each(-(-share // run), some)

@@ -154,12 +154,11 @@ def weighed_beside(graph: IntegerGraph, features: frozenset[str] = frozenset()) 
     The numbers come first, and the value is no prepared feature, which knows no graph.
     """
     position = {node.name: index for index, node in enumerate(graph.nodes)}
-    found = {
+    return {
         name: [weight for weight in weights if position[weight] < position[name]]
         for name, weights in weighed_rows(graph).items()
         if name not in features
     }
-    return {name: weights for name, weights in found.items() if weights}
 
 
 def quantized_features(graph: IntegerGraph) -> frozenset[str]:

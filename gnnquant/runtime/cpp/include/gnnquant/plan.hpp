@@ -77,8 +77,9 @@ struct Buffer {
   long long offset = 0;
 
   // What its rows are; "" where its size is fixed.
-  std::string space() const {
-    return shape.empty() || shape[0].space == kOne ? std::string() : shape[0].space;
+  const std::string& space() const {
+    static const std::string none;
+    return shape.empty() || shape[0].space == kOne ? none : shape[0].space;
   }
   // Bytes of a row, of all of it where its size is fixed.
   long long row_bytes() const {
