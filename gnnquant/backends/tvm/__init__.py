@@ -195,7 +195,8 @@ def _weighed_apart(context: Context) -> dict[str, list[tuple[Node, str]]]:
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
-    from gnnquant.backends.tvm.weights import interleave, unpack
+    from gnnquant.backends.tvm.lookups import GROUP
+    from gnnquant.backends.tvm.weights import interleave, join, unpack
 
     calls = []
     unpacked = set()
@@ -209,7 +210,10 @@ def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
                 functions[function] = unpack(function, weight.bits, weight.zero2)
             calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}"), per_graph=True))
         function = f"interleave_{group}"
-        if function not in functions:
+        if group == GROUP:
+            function = f"join_{layout.words}_{layout.padded}_{layout.zero2}"
+            functions.setdefault(function, join(function, layout))
+        elif function not in functions:
             functions[function] = interleave(function, group, context.machine)
         calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}"), per_graph=True))
     return calls

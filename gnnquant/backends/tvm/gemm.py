@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm import tiles
+from gnnquant.backends.tvm import lookups, tiles
 from gnnquant.backends.tvm.codes import clear
 from gnnquant.backends.tvm.context import fail
 from gnnquant.backends.tvm.emit import (
@@ -111,15 +111,19 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
             block = 3 * lanes  # there are registers for it: no fourth vector of padding
         padded = round_up(outputs, 4 * lanes if outputs >= 4 * lanes else block)
         depth = tiles.SIDE if context.machine.tiles and group == 4 else 1
-        layout = WeightLayout(inputs, outputs, padded, block, group, depth)
+        if group == lookups.GROUP:
+            block, depth = lookups.CODES, lookups.FOUR
+        layout = WeightLayout(inputs, outputs, padded, block, group, weight.zero2, depth)
         context.weights[key] = layout
         packed = pack_weight(weight, padded)
         context.constants[f"weight.{name}"] = packed
         context.add(f"weight.{name}", "uint8", packed.shape, "constant")
         unpacked = packed.size * (8 // weight.bits)
-        size = max(unpacked, round_up(layout.rows, 4) * padded)
+        # vectors of 64 bytes begin at any column
+        size = max(unpacked, round_up(layout.rows, 4) * padded + lookups.CODES)
         context.add(f"unpacked.{name}", "int8", (round_up(size, CHUNK),), "workspace")
-        shape = (padded // block, layout.words, block)
+        words = block if group != lookups.GROUP else lookups.LANES
+        shape = (layout.panels, layout.words, words)
         context.add(f"dense{group}.{name}", "int32", shape, "workspace")
     return context.weights[key]
 
@@ -140,6 +144,7 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     reach = 32767 // max(2 * levels * largest, 1)
     reach = reach if machine.bytes and reach >= 4 else 0
     group = 4 if reach or machine.by_quads(q.bits) else 2
+    group = lookups.GROUP if lookups.looks_up(machine, q.bits, weight) else group
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
@@ -219,15 +224,6 @@ def _join(kernel: RowKernel, parts: int, outputs: int, at: Callable[[Any, Any, i
     return rows
 
 
-def _each_row(kernel: RowKernel, q: Codes, body: Callable[[Any], None]) -> None:
-    """``body(r)`` for the rows of codes that there are."""
-    if q.size == 1:
-        body(0)
-    else:
-        with kernel.b.loop(q.rows) as r:
-            body(r)
-
-
 def _padded(values: Any, size: int) -> Any:
     out = np.zeros(size, dtype=values.dtype)
     out[: values.size] = values
@@ -271,6 +267,9 @@ def _dense(
     dense = kernel.buffer(f"dense{group}.{name}")
     if machine.tiles and group == 4:
         tiles.tiled_gemm(kernel, q, layout, dense, (total, stride))
+        return
+    if group == lookups.GROUP:
+        lookups.gemm(kernel, q, layout, dense, (total, stride))
         return
     tall = next(rows for rows in (4, 3, 2, 1) if q.size % rows == 0)
     wide = layout.block // lanes
@@ -367,7 +366,7 @@ def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> Non
 
         kernel.each(-(-count // width), some)
 
-    _each_row(kernel, q, row)
+    q.each_row(b, row)
 
 
 def _sparse(
@@ -402,7 +401,7 @@ def _sparse(
             kernel.save("int64", mask, masks + r * parts + part)
             b.store(found, found[0] + _ones(mask), 0)
 
-    _each_row(kernel, q, count)
+    q.each_row(b, count)
 
     def skip() -> None:
         def row(r: Any) -> None:
@@ -416,7 +415,7 @@ def _sparse(
             else:
                 _pairs(kernel, layout, name, reach, places)
 
-        _each_row(kernel, q, row)
+        q.each_row(b, row)
 
     b.branch(
         found[0] * (SPARSE_SHARE_OF_TILES if kernel.machine.tiles else SPARSE_SHARE)

@@ -18,7 +18,8 @@ Integer weights [K, M] (``pack_weight``)
     their bit width, in chunks of ``CHUNK`` bytes: code j of group i of a chunk lies in byte j at bits
     ``i * bits``. At the start of a call they are unpacked to int8 [K, Mp] and interleaved for the
     dense kernel to int32 words [Mp / block, Kq, block], a word holding 4 int8 (or 2 int16)
-    consecutive k of one column.
+    consecutive k of one column. Where products are looked up (``lookups``), a panel is 64 bytes wide, of
+    which each holds codes k, k + Kq and k + 2 Kq of one column.
 
 Float weights [K, M]
     Stored as the panels that the kernel reads: float32 [Mp / block, K, block].
@@ -273,7 +274,8 @@ class WeightLayout:
         outputs: M.
         padded: Mp.
         block: Columns of a panel.
-        group: Consecutive k in a 32-bit word: 4 or 2.
+        group: Consecutive k in a 32-bit word: 4 or 2; or 3 codes in a byte.
+        zero2: Doubled zero point of the codes.
         depth: Words of a column come in multiples of it; what is behind the last input is undefined.
     """
 
@@ -282,7 +284,13 @@ class WeightLayout:
     padded: int
     block: int
     group: int
+    zero2: int
     depth: int = 1
+
+    @property
+    def panels(self) -> int:
+        """Panels of all columns."""
+        return -(-self.padded // self.block)
 
     @property
     def words(self) -> int:

@@ -67,6 +67,7 @@ class RowKernel(Kernel):
         statistics: Largest values of rows, by the first of the quantizers that need them.
         lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
         stream: Asks for the rows of an input that the next block quantizes, in the next product.
+        tables: Where the pool has sums of three products of codes of 2 bits, by the doubled zero point of weights.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
@@ -93,6 +94,7 @@ class RowKernel(Kernel):
         self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.lookahead: Lookahead | None = None
         self.stream: Stream | None = None
+        self.tables: dict[int, int] = {}
         self.outputs = outputs
         self.edges = {
             inlined.exports[0]: EdgeValues(self, inlined, lambda: self.limit, lambda: self.first)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gnnquant.backends.tvm.emit import Builder
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -52,3 +54,11 @@ class Codes:
     rows: Any
     scale: Callable[[Any], Any]
     fixed: bool = False
+
+    def each_row(self, b: Builder, body: Callable[[Any], None]) -> None:
+        """``body(r)`` for the rows that there are."""
+        if self.size == 1:
+            body(0)
+        else:
+            with b.loop(self.rows) as r:
+                body(r)

@@ -11,13 +11,16 @@ from gnnquant.backends.tvm.emit import (
     reinterpret,
     shift_left,
     shift_right,
+    shuffle,
     span,
     splat,
 )
 from gnnquant.backends.tvm.layout import CHUNK
+from gnnquant.backends.tvm.lookups import CODES, GROUP, LANES, places
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
+    from gnnquant.backends.tvm.layout import WeightLayout
 
 
 def unpack(name: str, bits: int, zero2: int) -> Any:
@@ -72,5 +75,31 @@ def interleave(name: str, group: int, machine: Machine) -> Any:
                 part = shift_left(part, i * bits, "int32", lanes)
                 word = part if word is None else word | part
             b.store(dense, word, panel, k, span(column, lanes))
+
+    return b.function(body)
+
+
+def join(name: str, layout: WeightLayout) -> Any:
+    """``name(unpacked int8 [size], dense int32 [panels, words, 16])``: integers to codes, three to a byte.
+
+    What is read behind the last input and the last column is met by codes of 0, or by nobody.
+    """
+    b = Builder(name)
+    unpacked = b.argument("unpacked", (b.size("size"),), "int8")
+    dense = b.argument("dense", (layout.panels, layout.words, LANES), "int32")
+    odd = layout.zero2 % 2
+    offset = splat(const(layout.zero2 if odd else layout.zero2 // 2, "int8"), CODES)
+    mask = splat(const(0x03030303), LANES)
+
+    def body() -> None:
+        with b.loop(layout.panels) as panel, b.loop(layout.words) as k:
+            word = None
+            for i in range(GROUP):
+                place = (k + i * layout.words) * layout.padded + panel * CODES
+                codes = reinterpret(unpacked[span(place, CODES)] + offset, "int32", LANES)
+                codes = shift_left(shift_right(codes, odd, "int32", LANES) & mask, 2 * i, "int32", LANES)
+                word = codes if word is None else word | codes
+            ordered = shuffle([reinterpret(word, "int8", CODES)], places())
+            b.store(dense, reinterpret(ordered, "int32", LANES), panel, k, span(0, LANES))
 
     return b.function(body)
