@@ -37,8 +37,8 @@ class Machine:
         quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
         front: x86 name of the move of those of 64 bytes that a mask picks to the front (vpcompressb), ``""``
             without it.
-        lookup: x86 name of the choice of 64 bytes of a vector, each by one of another (vpermb), ``""`` without it
-            or without ``quads``.
+        lookup: x86 name of the choice of 64 bytes of a vector, each by one of another (vpermb), ``""``
+            without it.
         tiles: Whether there are tile registers and products of bytes on them (AMX-INT8).
     """
 

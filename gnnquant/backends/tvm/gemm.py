@@ -366,7 +366,7 @@ def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> Non
 
         kernel.each(-(-count // width), some)
 
-    q.each_row(b, row)
+    q.each_row(kernel.b, row)
 
 
 def _sparse(

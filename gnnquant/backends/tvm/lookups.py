@@ -8,6 +8,8 @@ before they go to sums of 16 bits.
 
 Codes are three to a byte, from the low bits on those of inputs k, k + Kq and k + 2 Kq of Kq threes.
 """
+# ruff: noqa: C901
+# Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
 
@@ -244,6 +246,4 @@ class _Sums:
         for part in range(-(-self._columns // LANES)):
             word = halves[part % 2]
             word = shift_left(word, 16, "int32", LANES) if part < 2 else word
-            self._kernel.save(
-                "int32", shift_right(word, 16, "int32", LANES), place + part * LANES, LANES
-            )
+            self._kernel.save("int32", shift_right(word, 16, "int32", LANES), place + part * LANES, LANES)

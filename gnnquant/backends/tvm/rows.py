@@ -67,7 +67,7 @@ class RowKernel(Kernel):
         statistics: Largest values of rows, by the first of the quantizers that need them.
         lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
         stream: Asks for the rows of an input that the next block quantizes, in the next product.
-        tables: Where the pool has sums of three products of codes of 2 bits, by the doubled zero point of weights.
+        tables: Where the pool has the tables of ``lookups``, by the doubled zero points of weights.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:

@@ -179,7 +179,7 @@ def _x86(available: set[str]) -> Machine:
             quads=quads,
             quads_limit=255,
             front="llvm.x86.avx512.mask.compress.v64i8" if "avx512vbmi2" in available else "",
-            lookup="llvm.x86.avx512.permvar.qi.512" if quads and "avx512vbmi" in available else "",
+            lookup="llvm.x86.avx512.permvar.qi.512" if "avx512vbmi" in available else "",
             tiles=tiles,
         )
     if "avx2" in available:

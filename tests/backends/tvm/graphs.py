@@ -137,13 +137,14 @@ class Maker:
         attrs = {"bits": bits, "zero2": zero2, "granularity": granularity, **step}
         return self.add("quantize", (x,), self.shape(x), **attrs)
 
-    def gemm(self, q: str, outputs: int, bits: int) -> str:
+    def gemm(self, q: str, outputs: int, bits: int, zero2: int | None = None) -> str:
         *outer, inputs = self.shape(q)
         codes = self.rng.integers(0, 2**bits, (inputs, outputs)).astype(np.uint8)
         name = f"w{len(self.weights)}"
         scale = self.rng.uniform(0.01, 0.1, outputs).astype(np.float32)
         packed = pack_codes(codes, bits)
-        self.weights[name] = PackedWeight(bits, SIGNED[bits], (inputs, outputs), packed, scale)
+        zero2 = SIGNED[bits] if zero2 is None else zero2
+        self.weights[name] = PackedWeight(bits, zero2, (inputs, outputs), packed, scale)
         return self.add("gemm", (q,), (*outer, outputs), weight=name)
 
     def linear(self, x: str, outputs: int, bits: int = 4, zero2: int | None = None) -> str:
@@ -386,6 +387,22 @@ def products(bits: int) -> IntegerGraph:
     sparse = m.gemm(m.quantize(long, bits, 0), 70, bits)
     exact = m.float_gemm(m.unary("floor", m.unary("mul", x, scalar=3.0)), 5)
     return m.finish(rows, sparse, exact)
+
+
+def lookups() -> IntegerGraph:
+    """Products of 2-bit codes, of many shapes; weights with each kind of zero point."""
+    m = Maker(100)
+    x = m.input("x", 301)
+    shapes = ((1, 33), (3, 48), (11, 49), (12, 64), (48, 130), (63, 192), (64, 40), (130, 256), (301, 36))
+    out = []
+    for position, (inputs, outputs) in enumerate(shapes):
+        zero2 = (3, 0, 4)[position % 3]
+        codes = m.quantize(m.pick(x, list(range(inputs))), 2, (3, 0)[position % 2])
+        out.append(m.gemm(codes, outputs, 2, zero2))
+    # one weight for codes of two widths
+    wide = m.quantize(m.pick(x, list(range(64))), 4, SIGNED[4])
+    out.append(m.add("gemm", (wide,), (40,), weight="w6"))
+    return m.finish(*out)
 
 
 def floats(reduce: str = "sum", heads: int = 2, features: int = 22) -> IntegerGraph:

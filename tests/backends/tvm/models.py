@@ -45,6 +45,7 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "pooled": graphs.pooled,
     "shapes": graphs.shapes,
     **{f"products-{bits}": lambda bits=bits: graphs.products(bits) for bits in (4, 8)},  # type: ignore[misc]
+    "lookups": graphs.lookups,
     "floats": graphs.floats,
     "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),
     "floats-max": lambda: graphs.floats("max", heads=2, features=16),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from gnnquant.backends.tvm import build, emit, targets, tiles
+from gnnquant.backends.tvm import build, emit, lookups, targets, tiles
 from gnnquant.backends.tvm import compile as compiler
 from gnnquant.backends.tvm.emit import cast, const, maximum, minimum, reinterpret, splat
+from gnnquant.integer_graph import pack_codes
 from gnnquant.runtime import host
 from tests.backends.tvm import graphs
 from tests.backends.tvm.driver import Library
@@ -32,6 +34,7 @@ TARGETS = {
 }
 """By LLVM name of a processor: the product of four bytes that it has."""
 WORDS, BYTES, QUADS = "pmaddw.d.512", "pmaddubs.w.512", "vpdpbusd"
+LOOKUP = "permvar.qi.512"
 
 
 def part(x: Any, index: int, bits: int, lanes: int, *, signed: bool) -> Any:
@@ -100,7 +103,19 @@ def compressed(x: Any, rest: Any, mask: Any) -> Any:
     return bytes_of[emit.span(0, 64)]
 
 
+def looked_up(line: Any, index: Any) -> Any:
+    """VPERMB: bytes of a vector, each chosen by the lower six bits of one of another."""
+    bytes_of, chosen = (emit.T.alloc_buffer((64,), "uint8") for _ in range(2))
+    emit.T.buffer_store(bytes_of, line, [emit.span(0, 64)])
+    index = emit.bind(index)
+    for i in range(64):
+        place = emit.bind(cast(emit.shuffle([index], [i]), "int32") & const(63))
+        emit.T.buffer_store(chosen, bytes_of[place], [i])
+    return chosen[emit.span(0, 64)]
+
+
 MEANINGS = {
+    LOOKUP: looked_up,
     "mask.compress.v64i8": compressed,
     WORDS: words,
     BYTES: bytes_,
@@ -234,6 +249,46 @@ def test_four_edges_at_a_time(used: set[str], bits: int, weighted: bool) -> None
     assert "vpdpbusd.512" in used
 
 
+def test_products_are_looked_up(used: set[str]) -> None:
+    check(graph_of("lookups"), "znver4", SIZES[1:])
+    assert LOOKUP in used
+    used.clear()
+    # tiles are faster still
+    check(graph_of("lookups"), "sapphirerapids", SIZES[-1:])
+    assert LOOKUP not in used
+
+
+@pytest.mark.parametrize("zero2", [0, 3, 4])
+def test_sums_that_are_looked_up_fit(zero2: int) -> None:
+    known = lookups.table(zero2)
+    codes = [[three >> shift & 3 for shift in (0, 2, 4)] for three in range(64)]
+    for row, column in ((0, 63), (27, 45), (63, 0), (63, 63), (39, 52)):
+        integers = [2 * v - zero2 if zero2 % 2 else v - zero2 // 2 for v in codes[column]]
+        assert known.sums[row, column] == sum(u * w for u, w in zip(codes[row], integers, strict=True))
+    assert known.sums.min() + known.bias >= 0
+    assert lookups.FOUR <= known.few <= 255 // (known.sums.max() + known.bias)
+    assert known.most_inputs // 3 * abs(known.sums).max() < 2**15
+
+
+def test_largest_sums_are_exact() -> None:
+    """All codes the largest, as many inputs as sums of 16 bits allow, and one more."""
+    most = lookups.table(3).most_inputs
+    for inputs in (most, most + 1):
+        m = graphs.Maker(7)
+        x = m.input("x", inputs)
+        graph = m.finish(m.gemm(m.quantize(x, 2, 0), 64, 2))
+        codes = np.full((inputs, 64), 3, dtype=np.uint8)
+        codes[:, ::2] = 0
+        weight = graph.weights["w0"]
+        graph.weights["w0"] = replace(weight, data=pack_codes(codes, 2))
+        inputs_ = {"x": np.ones((9, inputs), dtype=np.float32)}
+        oracle = Oracle(graph, inputs_)
+        for value, expected in zip(
+            Library(build(graph)).run(oracle.index, inputs_), oracle.outputs(), strict=True
+        ):
+            np.testing.assert_array_equal(value, expected, strict=True)
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_zeros_are_skipped(native: bool, request: pytest.FixtureRequest) -> None:
     """Rows without codes, with one, with a few more than half of 64, and with all; the last part is short."""
@@ -270,6 +325,12 @@ def test_instructions_are_used(mcpu: str, instruction: str, tmp_path: Path) -> N
     """What LLVM makes of a model for the processor itself, which need not be this one."""
     code = disassembled(graphs.gcn(8, features=20, hidden=256), mcpu, tmp_path)
     assert len(re.findall(instruction, code)) > 8
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
+def test_products_are_looked_up_by_the_instruction(tmp_path: Path) -> None:
+    code = disassembled(graph_of("lookups"), "znver4", tmp_path)
+    assert len(re.findall(r"vpermb\s.*%zmm", code)) > 100
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
