@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     """``store(first, value, count)``"""
 
 INFINITY_BITS = 0x7F800000
+AS_SET, DOWN = 4, 9
+"""How AVX-512 rounds: as the processor is set, which is to the nearest; down, without exceptions."""
 
 
 def quantize(kernel: RowKernel, node: Node) -> Codes:
@@ -58,6 +60,9 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
     start = kernel.reserve("uint8", kernel.block * stride)
     codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
     low, high = -((zero2 + 1) // 2), 2**bits - 1 - (zero2 + 1) // 2
+    wide = 4 * kernel.lanes
+    # one conversion instead of two, each of which has half of its vectors from the other's columns
+    one_step = bool(kernel.machine.rounding) and wide // 2 < x.columns < wide and x.padded
     round_ = "llvm.floor" if zero2 % 2 else "llvm.rint"
 
     def row(r: Any) -> None:
@@ -65,7 +70,7 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
 
         def quantized(j: Any, lanes: int) -> None:
             place = start + r * stride + j
-            if lanes == 4 * kernel.lanes and kernel.machine.rounding:
+            if lanes == wide and kernel.machine.rounding:
                 kernel.save("uint8", _round_packed(kernel, x, r, j, inverse, bits, zero2), place, lanes)
                 return
             t = x.at(r, j, lanes) * splat(inverse, lanes)
@@ -73,7 +78,10 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
             u = cast(unary(round_, t, lanes), "int32", lanes) - splat(const(low), lanes)
             kernel.save("uint8", cast(u, "uint8", lanes), place, lanes)
 
-        kernel.columns(x.columns, False, quantized, width=4)
+        if one_step:
+            quantized(0, wide)
+        else:
+            kernel.columns(x.columns, False, quantized, width=4)
         clear(kernel, start + r * stride + x.columns, stride - x.columns)
 
     kernel.each_row(row)
@@ -406,18 +414,19 @@ def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits
     """Codes of four vectors at a time.
 
     The conversions to narrower integers saturate, so that only the upper end is clamped before
-    (a float beyond the int32 range would become the smallest integer).
+    (a float beyond the int32 range would become the smallest integer). Vectors behind the last column are 0.
     """
     machine, lanes = kernel.machine, kernel.lanes
     offset = (zero2 + 1) // 2
     high = 2**bits - 1 - offset
     four = []
     for part in range(4):
+        if isinstance(j, int) and j + part * lanes >= x.columns:
+            four.append(splat(const(0), lanes))
+            continue
         t = x.at(r, j + part * lanes, lanes) * splat(inverse, lanes)
         t = minimum(t, number(high, lanes))
-        if zero2 % 2:
-            t = unary("llvm.floor", t, lanes)
-        four.append(_nearest(machine.rounding, t, lanes))
+        four.append(_rounded(machine.rounding, t, lanes, down=bool(zero2 % 2)))
     to16, to8 = machine.narrow
     halves = []
     for part in (0, 2):
@@ -434,13 +443,14 @@ def _round_packed(kernel: RowKernel, x: Rows, r: Any, j: Any, inverse: Any, bits
     return codes
 
 
-def _nearest(name: str, value: Any, lanes: int) -> Any:
-    """``value`` as the nearest int32, by the processor's conversion."""
+def _rounded(name: str, value: Any, lanes: int, *, down: bool) -> Any:
+    """``value`` as int32, the nearest or the one below, by the processor's conversion."""
     dtype = vector_type("int32", lanes)
     if ".mask." not in name:
-        return intrinsic(name, dtype, value)
-    # all lanes, rounded as the processor is set: to the nearest
-    return intrinsic(name, dtype, value, splat(const(0), lanes), const(-1, "int16"), const(4))
+        return intrinsic(name, dtype, unary("llvm.floor", value, lanes) if down else value)
+    # of all lanes
+    mode = const(DOWN if down else AS_SET)
+    return intrinsic(name, dtype, value, splat(const(0), lanes), const(-1, "int16"), mode)
 
 
 def _largest(kernel: RowKernel, node: Node, source: Node, x: Rows, watched: bool) -> Callable[[Any], Any]:
