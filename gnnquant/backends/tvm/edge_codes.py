@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from gnnquant.backends.tvm.values import Rows
     from gnnquant.integer_graph import Node
 
-KEPT = 256
-"""Edges of a row whose weights are kept until they are rounded."""
+KEPT = 1024
+"""Edges of a row whose weights are kept until they are rounded in vectors; later ones go one by one."""
 BEHIND = 2
 """Sums of four edges that may be read behind the last edge of a row."""
 UNIT = np.float32(0.5 / EDGE_LEVELS)

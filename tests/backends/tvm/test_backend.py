@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gnnquant.backends.tvm import build, codes
+from gnnquant.backends.tvm.edge_codes import KEPT
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import (
     LOOPS,
@@ -141,6 +142,30 @@ def test_sums_of_a_hub_are_exact(bits: int, columns: int) -> None:
         Library(build(graph)).run(oracle.index, inputs), oracle.outputs(), strict=True
     ):
         np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_weights_that_are_kept_and_those_that_are_not(heads: int) -> None:
+    """Destinations with about as many edges as have their weights kept."""
+    m = graphs.Maker(heads)
+    x = m.input("x", 40)
+    g = m.graph(x)
+    graph = m.finish(m.spmm(m.quantize(x, 4, 16), g, m.edge_input("w", g, heads), heads=heads))
+    degrees = [KEPT - 1, KEPT, KEPT + 1, 3, 2 * KEPT + 5, 0, KEPT // 2 + 1]
+    targets = np.repeat(np.arange(len(degrees)), degrees)
+    rng = np.random.default_rng(1)
+    inputs = {
+        "x": rng.normal(size=(60, 40)).astype(np.float32),
+        "edge_index": np.stack([rng.integers(0, 60, targets.size), targets]).astype(np.int64),
+        "w": rng.normal(size=(targets.size, heads)).astype(np.float32),
+    }
+    # the largest weight is one that is not kept
+    inputs["w"][sum(degrees[:5]) - 1] = 9
+    oracle = Oracle(graph, inputs)
+    for value, expected in zip(
+        Library(build(graph)).run(oracle.index, inputs), oracle.outputs(), strict=True
+    ):
+        np.testing.assert_array_equal(value, expected)
 
 
 def test_rows_of_edges_stay_in_scratch() -> None:

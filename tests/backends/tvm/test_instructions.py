@@ -69,10 +69,10 @@ def quads(total: Any, x: Any, y: Any, lanes: int) -> Any:
     return total
 
 
-def nearest(value: Any, _: Any, mask: Any, rounding: Any) -> Any:
-    """VCVTPS2DQ of numbers that int32 has: to the nearest, as the processor is set, in all lanes."""
-    assert (int(mask), int(rounding)) == (-1, 4)
-    return cast(emit.unary("llvm.rint", value, 16), "int32", 16)
+def rounded(value: Any, _: Any, mask: Any, rounding: Any) -> Any:
+    """VCVTPS2DQ of numbers that int32 has, in all lanes: as the processor is set, to the nearest, or down."""
+    assert int(mask) == -1
+    return cast(emit.unary({4: "llvm.rint", 9: "llvm.floor"}[int(rounding)], value, 16), "int32", 16)
 
 
 def packed(x: Any, y: Any, low: int, high: int, dtype: str) -> Any:
@@ -119,7 +119,7 @@ MEANINGS = {
     "mask.compress.v64i8": compressed,
     WORDS: words,
     BYTES: bytes_,
-    "mask.cvtps2dq.512": nearest,
+    "mask.cvtps2dq.512": rounded,
     "packssdw.512": lambda x, y: packed(x, y, -(2**15), 2**15 - 1, "int16"),
     "packuswb.512": lambda x, y: packed(x, y, 0, 255, "uint8"),
 }
