@@ -47,8 +47,9 @@ Written by `python -m benchmarks.speed.floor`; do not edit by hand. Milliseconds
 in speed.md. *Near*: on a graph of the same degrees whose edges come from rows in cache. *At best*: own FP32
 on the real graph over the model on the near one, more than these kernels could reach if no row had to be
 waited for. *Products*: what the matrix products alone would take at the most that this processor makes of
-them, {floats} G a second in float32 and {bytes} G of bytes, whether these hold 8, 4 or 2 bits. *Wanted*: the
-target, beside the strongest float32, which takes as long as own FP32 or less, and the time that it leaves.
+them, {floats} G a second in float32, {bytes} G of bytes, whether these hold 8 or 4 bits, and {codes} G of 2
+bits. *Wanted*: the target, beside the strongest float32, which takes as long as own FP32 or less, and the
+time that it leaves.
 
 """
 
@@ -66,7 +67,10 @@ def main() -> int:
         print(f"{model}, {graph}: done", file=sys.stderr, flush=True)
     heading = ["model", "graph", "kernels", "real", "near", "products"]
     heading += ["faster than FP32", "at best", "wanted", "wanted, ms"]
-    peaks = {"floats": f"{_peak(FLOAT_BITS) / 1e9:.0f}", "bytes": f"{_peak(8) / 1e9:.0f}"}
+    peaks = {
+        name: f"{_peak(bits) / 1e9:.0f}"
+        for name, bits in (("floats", FLOAT_BITS), ("bytes", 8), ("codes", 2))
+    }
     text = TEXT.format(**peaks) + f"Machine: {machine()}. Code: {code_state(*SOURCES)}.\n\n"
     text += "\n".join(grid(heading, rows))
     print(text)
@@ -78,7 +82,7 @@ def main() -> int:
 @functools.cache
 def _peak(bits: int) -> float:
     """Products a second; NaN where they are not made of bytes."""
-    return products_per_second(integer=bits != FLOAT_BITS) or math.nan
+    return products_per_second(bits) or math.nan
 
 
 def products(program: IntegerGraph, nodes: int) -> int:

@@ -5,49 +5,70 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gnnquant.config import FLOAT_BITS
 from gnnquant.runtime import tvm_abi
 from gnnquant.runtime.memory import address_of, aligned_array
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
 
+GROUP, CODES = 3, 64
+"""Products of a number that is looked up (``tvm.lookups``), and such numbers of a vector."""
 SUMS = 12
 """Sums that do not depend on each other: more than the latency of a product."""
 TURNS = 1 << 18
 REPEATS = 20
 
 
-def products_per_second(*, integer: bool) -> float | None:
-    """Products of bytes, or of float32 with an addition, on one core; the best of some measurements.
+@dataclass(frozen=True)
+class _Kind:
+    """Vectors of products: type and lanes of operands and of sums, and products of an instruction."""
 
-    None for bytes where the processor lacks products of four (AVX512-VNNI, AVX-VNNI, dotprod).
+    dtype: str
+    lanes: int
+    sums: str
+    sums_lanes: int
+    products: int
+
+
+def _kind(machine: Machine, bits: int) -> _Kind | None:
+    lanes = machine.lanes
+    if bits == FLOAT_BITS:
+        return _Kind("float32", lanes, "float32", lanes, lanes)
+    if bits == 2 and machine.lookup and not machine.tiles:
+        return _Kind("uint8", CODES, "uint8", CODES, GROUP * CODES)
+    return _Kind("uint8", 4 * lanes, "int32", lanes, 4 * lanes) if machine.quads else None
+
+
+def products_per_second(bits: int) -> float | None:
+    """Products of codes of 8, 4 or 2 bits, or of float32, with an addition; the best of some measurements.
+
+    Of one core. None for codes where the processor lacks products of four bytes (AVX512-VNNI, AVX-VNNI,
+    dotprod). Those of 2 bits are looked up where kernels do so.
     """
     from gnnquant.backends.tvm import compile as compiler
     from gnnquant.backends.tvm import targets
 
     resolved = targets.resolve_target("native")
     machine, _ = targets.describe(resolved)
-    if integer and not machine.quads:
+    kind = _kind(machine, bits)
+    if kind is None:
         return None
-    library = compiler.build_library({"peak": _kernel(machine, integer)}, resolved)
+    library = compiler.build_library({"peak": _kernel(machine, kind)}, resolved)
     tvm = tvm_abi.runtime()
     with tempfile.NamedTemporaryFile(suffix=".so") as file:
         Path(file.name).write_bytes(library)
         loaded = tvm.load_library(file.name)
     function = tvm_abi.find_function(loaded, "peak")
     assert function is not None
-    wide = 4 if integer else 1
-    kinds = ("uint8", "uint8", "int32") if integer else ("float32",) * 3
-    lanes = (4 * machine.lanes, 4 * machine.lanes, SUMS * machine.lanes)
-    arrays = [
-        aligned_array((size if integer or index == 2 else machine.lanes,), np.dtype(kind))
-        for index, (kind, size) in enumerate(zip(kinds, lanes, strict=True))
-    ]
+    shapes = ((kind.dtype, kind.lanes), (kind.dtype, kind.lanes), (kind.sums, SUMS * kind.sums_lanes))
+    arrays = [aligned_array((size,), np.dtype(dtype)) for dtype, size in shapes]
     for array in arrays:
         array[:] = 0
     views = [tvm_abi.tensor_view(array.dtype.name, array.shape, address_of(array)) for array in arrays]
@@ -58,33 +79,36 @@ def products_per_second(*, integer: bool) -> float | None:
         status = function(None, ctypes.addressof(packed), len(views), ctypes.addressof(result))
         best = min(best, time.perf_counter() - start)
         tvm.check(status, "peak")
-    return TURNS * SUMS * machine.lanes * wide / best
+    return TURNS * SUMS * kind.products / best
 
 
-def _kernel(machine: Machine, integer: bool) -> Any:
+def _kernel(machine: Machine, kind: _Kind) -> Any:
     """A PrimFunc that adds the same products again and again."""
-    from gnnquant.backends.tvm.emit import Builder, reinterpret, span
+    from gnnquant.backends.tvm.emit import Builder, intrinsic, reinterpret, span
     from gnnquant.backends.tvm.gemm import dot_quads
 
-    b, lanes = Builder("peak"), machine.lanes
-    size, kind = (4 * lanes, "uint8") if integer else (lanes, "float32")
-    sums_kind = "int32" if integer else "float32"
-    first, second = b.argument("x", (size,), kind), b.argument("y", (size,), kind)
-    out = b.argument("sums", (SUMS * lanes,), sums_kind)
+    b = Builder("peak")
+    first, second = (b.argument(name, (kind.lanes,), kind.dtype) for name in "xy")
+    out = b.argument("sums", (SUMS * kind.sums_lanes,), kind.sums)
+
+    def added(total: Any, x: Any, y: Any) -> Any:
+        # where only operands were multiplied, that would be done once
+        if kind.sums == "float32":
+            return total * x + y
+        if kind.sums == "uint8":
+            return total + intrinsic(machine.lookup, f"uint8x{CODES}", x, total)
+        return dot_quads(machine, total, x, reinterpret(y, "int8", kind.lanes))
 
     def body() -> None:
-        sums = b.registers(SUMS, sums_kind, lanes)
-        for index in range(SUMS):
-            b.store(sums, out[span(index * lanes, lanes)], index)
-        x, y = b.let(first[span(0, size)]), b.let(second[span(0, size)])
-        if integer:
-            y = b.let(reinterpret(y, "int8", size))
+        sums = b.registers(SUMS, kind.sums, kind.sums_lanes)
+        places = [span(index * kind.sums_lanes, kind.sums_lanes) for index in range(SUMS)]
+        for index, place in enumerate(places):
+            b.store(sums, out[place], index)
+        x, y = b.let(first[span(0, kind.lanes)]), b.let(second[span(0, kind.lanes)])
         with b.loop(TURNS):
             for index in range(SUMS):
-                # a float sum is its own factor, or the product would be made once
-                value = dot_quads(machine, sums[index], x, y) if integer else sums[index] * x + y
-                b.store(sums, value, index)
-        for index in range(SUMS):
-            b.store(out, sums[index], span(index * lanes, lanes))
+                b.store(sums, added(sums[index], x, y), index)
+        for index, place in enumerate(places):
+            b.store(out, sums[index], place)
 
     return b.function(body)
