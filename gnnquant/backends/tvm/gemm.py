@@ -119,8 +119,9 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         context.constants[f"weight.{name}"] = packed
         context.add(f"weight.{name}", "uint8", packed.shape, "constant")
         unpacked = packed.size * (8 // weight.bits)
-        # vectors of 64 bytes begin at any column
-        size = max(unpacked, round_up(layout.rows, 4) * padded + lookups.CODES)
+        # rows for words of any group, and vectors of bytes begin at any column
+        rows = max(round_up(layout.rows, 4), round_up(inputs, lookups.GROUP * lookups.FOUR))
+        size = max(unpacked, rows * padded + lookups.CODES)
         context.add(f"unpacked.{name}", "int8", (round_up(size, CHUNK),), "workspace")
         words = block if group != lookups.GROUP else lookups.LANES
         shape = (layout.panels, layout.words, words)

@@ -102,8 +102,8 @@ def looks_up(machine: Machine, bits: int, weight: PackedWeight) -> bool:
     )
 
 
-def places() -> list[int]:
-    """The column of a vector that each of its bytes holds, so that its int32 have columns 16 apart."""
+def column_order() -> list[int]:
+    """The column that each byte of a vector holds: those of an int32 are 16 apart."""
     return [LANES * (byte % 4) + byte // 4 for byte in range(CODES)]
 
 
@@ -132,8 +132,8 @@ def gemm(kernel: RowKernel, q: Codes, layout: WeightLayout, dense: Any, sums: tu
             acc.clear()
             for four in range(acc.fours):
                 first = (index * acc.fours + four) * FOUR
-                places = [threes + (above * tall + r) * size + first for r in range(tall)]
-                codes = [b.let(reinterpret(kernel.load("uint8", place, FOUR), "int32")) for place in places]
+                rows = [threes + (above * tall + r) * size + first for r in range(tall)]
+                codes = [b.let(reinterpret(kernel.load("uint8", row, FOUR), "int32")) for row in rows]
                 for i in range(FOUR):
                     columns = [
                         b.let(reinterpret(dense[panel * wide + c, first + i, span(0, LANES)], "uint8", CODES))
@@ -169,7 +169,7 @@ def _three_to_a_byte(kernel: RowKernel, q: Codes, layout: WeightLayout) -> tuple
         def some(index: Any) -> None:
             origin = q.start + r * q.stride + index * CODES
             joined = None
-            for i in range(3):
+            for i in range(GROUP):
                 # bits do not leave their byte; behind the last code are zeros, at least CODES
                 codes = kernel.load("uint8", origin + i * layout.words, CODES)
                 codes = shift_left(reinterpret(codes, "uint16", WORDS), 2 * i, "uint16", WORDS)
@@ -238,7 +238,7 @@ class _Sums:
             b.store(self._upper, self._upper[i] + shift_right(pairs, 8, "uint16", WORDS), i)
 
     def save(self, i: int, place: Any) -> None:
-        """Write sums as int32, in the order of columns (``places``)."""
+        """Write sums as int32, in the order of columns (``column_order``)."""
         b = self._kernel.b
         upper = b.let(self._upper[i])
         lower = b.let(self._pairs[i] - shift_left(upper, 8, "uint16", WORDS))

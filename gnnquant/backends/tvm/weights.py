@@ -16,7 +16,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
 )
 from gnnquant.backends.tvm.layout import CHUNK
-from gnnquant.backends.tvm.lookups import CODES, GROUP, LANES, places
+from gnnquant.backends.tvm.lookups import CODES, GROUP, LANES, column_order
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
@@ -99,7 +99,7 @@ def join(name: str, layout: WeightLayout) -> Any:
                 codes = reinterpret(unpacked[span(place, CODES)] + offset, "int32", LANES)
                 codes = shift_left(shift_right(codes, odd, "int32", LANES) & mask, 2 * i, "int32", LANES)
                 word = codes if word is None else word | codes
-            ordered = shuffle([reinterpret(word, "int8", CODES)], places())
+            ordered = shuffle([reinterpret(word, "int8", CODES)], column_order())
             b.store(dense, reinterpret(ordered, "int32", LANES), panel, k, span(0, LANES))
 
     return b.function(body)

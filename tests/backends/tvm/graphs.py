@@ -399,9 +399,12 @@ def lookups() -> IntegerGraph:
         zero2 = (3, 0, 4)[position % 3]
         codes = m.quantize(m.pick(x, list(range(inputs))), 2, (3, 0)[position % 2])
         out.append(m.gemm(codes, outputs, 2, zero2))
-    # one weight for codes of two widths
-    wide = m.quantize(m.pick(x, list(range(64))), 4, SIGNED[4])
+    # weights for codes of two widths, in both orders
+    some = m.pick(x, list(range(64)))
+    narrow, wide = m.quantize(some, 2, 3), m.quantize(some, 4, SIGNED[4])
     out.append(m.add("gemm", (wide,), (40,), weight="w6"))
+    out.append(m.gemm(wide, 40, 2))
+    out.append(m.add("gemm", (narrow,), (40,), weight=f"w{len(shapes)}"))
     return m.finish(*out)
 
 
