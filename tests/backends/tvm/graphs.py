@@ -389,11 +389,13 @@ def products(bits: int) -> IntegerGraph:
     return m.finish(rows, sparse, exact)
 
 
-def lookups() -> IntegerGraph:
+LOOKUPS = ((1, 33), (3, 48), (11, 49), (12, 64), (48, 130), (63, 192), (64, 40), (130, 256), (301, 36))
+
+
+def lookups(shapes: tuple[tuple[int, int], ...] = LOOKUPS) -> IntegerGraph:
     """Products of 2-bit codes, of many shapes; weights with each kind of zero point."""
     m = Maker(100)
     x = m.input("x", 301)
-    shapes = ((1, 33), (3, 48), (11, 49), (12, 64), (48, 130), (63, 192), (64, 40), (130, 256), (301, 36))
     out = []
     for position, (inputs, outputs) in enumerate(shapes):
         zero2 = (3, 0, 4)[position % 3]
@@ -402,7 +404,7 @@ def lookups() -> IntegerGraph:
     # weights for codes of two widths, in both orders
     some = m.pick(x, list(range(64)))
     narrow, wide = m.quantize(some, 2, 3), m.quantize(some, 4, SIGNED[4])
-    out.append(m.add("gemm", (wide,), (40,), weight="w6"))
+    out.append(m.add("gemm", (wide,), (40,), weight=f"w{shapes.index((64, 40))}"))
     out.append(m.gemm(wide, 40, 2))
     out.append(m.add("gemm", (narrow,), (40,), weight=f"w{len(shapes)}"))
     return m.finish(*out)
