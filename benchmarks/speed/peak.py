@@ -18,8 +18,6 @@ from gnnquant.runtime.memory import address_of, aligned_array
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
 
-GROUP, CODES = 3, 64
-"""Products of a number that is looked up (``tvm.lookups``), and such numbers of a vector."""
 SUMS = 12
 """Sums that do not depend on each other: more than the latency of a product."""
 TURNS = 1 << 18
@@ -38,10 +36,12 @@ class _Kind:
 
 
 def _kind(machine: Machine, bits: int) -> _Kind | None:
+    from gnnquant.backends.tvm.lookups import CODES, GROUP
+
     lanes = machine.lanes
     if bits == FLOAT_BITS:
         return _Kind("float32", lanes, "float32", lanes, lanes)
-    if bits == 2 and machine.lookup and not machine.tiles:
+    if machine.by_lookups(bits):
         return _Kind("uint8", CODES, "uint8", CODES, GROUP * CODES)
     return _Kind("uint8", 4 * lanes, "int32", lanes, 4 * lanes) if machine.quads else None
 
@@ -96,7 +96,7 @@ def _kernel(machine: Machine, kind: _Kind) -> Any:
         if kind.sums == "float32":
             return total * x + y
         if kind.sums == "uint8":
-            return total + intrinsic(machine.lookup, f"uint8x{CODES}", x, total)
+            return total + intrinsic(machine.lookup, f"uint8x{kind.lanes}", x, total)
         return dot_quads(machine, total, x, reinterpret(y, "int8", kind.lanes))
 
     def body() -> None:

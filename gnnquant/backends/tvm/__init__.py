@@ -209,12 +209,14 @@ def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
             if function not in functions:
                 functions[function] = unpack(function, weight.bits, weight.zero2)
             calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}"), per_graph=True))
+        joined = group == GROUP
         function = f"interleave_{group}"
-        if group == GROUP:
+        if joined:
             function = f"join_{layout.words}_{layout.padded}_{layout.zero2}"
-            functions.setdefault(function, join(function, layout))
-        elif function not in functions:
-            functions[function] = interleave(function, group, context.machine)
+        if function not in functions:
+            functions[function] = (
+                join(function, layout) if joined else interleave(function, group, context.machine)
+            )
         calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}"), per_graph=True))
     return calls
 

@@ -58,6 +58,10 @@ class Machine:
         """Whether products of four bytes take codes of this width."""
         return bool(self.quads) and 2**bits - 1 <= self.quads_limit
 
+    def by_lookups(self, bits: int) -> bool:
+        """Whether products of codes of this width are looked up; tiles are faster still."""
+        return bool(self.lookup) and not self.tiles and bits == 2
+
     @property
     def sums(self) -> int:
         """Vectors of sums that registers hold beside what is added to them, measured rather than counted."""

@@ -93,9 +93,8 @@ def looks_up(machine: Machine, bits: int, weight: PackedWeight) -> bool:
     """
     inputs, outputs = weight.shape
     return (
-        bool(machine.lookup)
-        and not machine.tiles
-        and bits == weight.bits == 2
+        machine.by_lookups(bits)
+        and weight.bits == bits
         and outputs > 2 * machine.lanes
         and inputs <= table(weight.zero2).most_inputs
         and table(weight.zero2).few >= FOUR

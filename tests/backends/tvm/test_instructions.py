@@ -204,10 +204,13 @@ def target_of(mcpu: str) -> dict[str, str]:
 def check(graph: IntegerGraph, mcpu: str, sizes: Any) -> None:
     library = Library(build(graph, target=target_of(mcpu)))
     for nodes, edges in sizes:
-        inputs = graphs.values(graph, nodes, edges)
-        oracle = Oracle(graph, inputs)
-        for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
-            np.testing.assert_array_equal(value, expected, strict=True)
+        check_call(graph, library, graphs.values(graph, nodes, edges))
+
+
+def check_call(graph: IntegerGraph, library: Library, inputs: dict[str, Any]) -> None:
+    oracle = Oracle(graph, inputs)
+    for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
+        np.testing.assert_array_equal(value, expected, strict=True)
 
 
 def disassembled(graph: IntegerGraph, mcpu: str, folder: Path) -> str:
@@ -282,12 +285,7 @@ def test_largest_sums_are_exact() -> None:
         codes[:, ::2] = 0
         weight = graph.weights["w0"]
         graph.weights["w0"] = replace(weight, data=pack_codes(codes, 2))
-        inputs_ = {"x": np.ones((9, inputs), dtype=np.float32)}
-        oracle = Oracle(graph, inputs_)
-        for value, expected in zip(
-            Library(build(graph)).run(oracle.index, inputs_), oracle.outputs(), strict=True
-        ):
-            np.testing.assert_array_equal(value, expected, strict=True)
+        check_call(graph, Library(build(graph)), {"x": np.ones((9, inputs), dtype=np.float32)})
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -307,9 +305,7 @@ def test_zeros_are_skipped(native: bool, request: pytest.FixtureRequest) -> None
         x[row, rng.permutation(150)[:many]] = 1 + rng.random(many)
     x[30, 149] = x[31, 63] = x[32, 64] = 5
     inputs["x"] = x
-    oracle = Oracle(graph, inputs)
-    for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
-        np.testing.assert_array_equal(value, expected, strict=True)
+    check_call(graph, library, inputs)
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) to look at code with")
