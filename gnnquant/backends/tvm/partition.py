@@ -195,6 +195,7 @@ class _Partition:
         reads: What each reads of others: the node, and whether it must be finished.
         family: The family of each.
         level: The level of each.
+        with_readers: Numbers of rows that follow from index arrays, and are computed where they are read.
     """
 
     def __init__(self, graph: IntegerGraph, features: frozenset[str] = frozenset()) -> None:
@@ -205,6 +206,7 @@ class _Partition:
         self.weighed = weighed_beside(graph, features)
         self.computed = [node for node in graph.nodes if node.op not in VIRTUAL]
         self.reads = {node.name: list(self._reads(node)) for node in self.computed}
+        self.with_readers: set[str] = set()
         self.family = self._families()
         self.level: dict[str, int] = {}
         for node in self.computed:
@@ -212,7 +214,12 @@ class _Partition:
             self.level[node.name] = max(steps, default=0)
 
     def _reads(self, node: Node) -> Iterator[tuple[Node, bool]]:
-        for position, operand in enumerate([*node.inputs, *self.weighed.get(node.name, ())]):
+        inputs = list(node.inputs)
+        if node.op == "spmm" and node.attrs.get("per") == "source":
+            quantizer, weight = (resolve(self.graph, name) for name in inputs)
+            if weight in self.weighed.get(quantizer, ()):
+                del inputs[1]  # the scales have it
+        for position, operand in enumerate([*inputs, *self.weighed.get(node.name, ())]):
             # the degrees of a normalisation are summed before its edges are
             elsewhere = node.op == "gcn_norm" or (
                 node.op in ("spmm", "float_spmm") and (position == 0 or node.attrs.get("per") == "source")
@@ -235,6 +242,10 @@ class _Partition:
         moving: dict[str, bool] = {}
         for node in self.graph.nodes:
             moving[node.name] = node.op == "input" or any(moving[name] for name in node.inputs)
+        for node in reversed(self.computed):
+            if not moving[node.name] and self._with_readers(node, moving):
+                moving[node.name] = True
+                self.with_readers.add(node.name)
         values = self._edge_values()
         found = {}
         for node in self.computed:
@@ -249,6 +260,17 @@ class _Partition:
                 kind = EDGE_VALUES if node.name in values else EDGE_ROWS
             found[node.name] = Family(kind, moving[node.name], rows)
         return found
+
+    def _with_readers(self, node: Node, moving: dict[str, bool]) -> bool:
+        """Whether a number of a row is read in its row only, by what is computed in every call."""
+        readers = [
+            (user, elsewhere)
+            for user in self.computed
+            for source, elsewhere in self.reads[user.name]
+            if source is node
+        ]
+        alone = node.op in ELEMENTWISE and node.columns == 1 and node.rows not in self.graphs
+        return alone and bool(readers) and all(moving[user.name] and not away for user, away in readers)
 
     def _edge_values(self) -> set[str]:
         """Softmaxes and normalisations, and narrow values that only lead to or only follow from them."""
@@ -300,7 +322,7 @@ class _Partition:
             sources = {source.name: source for source, _ in self.reads[node.name]}
             cost = sum(_bytes(source) for source in sources.values() if not crosses(source.name, first - 1))
             cost += self._read_again(node, first)
-            if cost <= _bytes(node):
+            if node.name in self.with_readers or cost <= _bytes(node):
                 self.level[node.name] = first
 
     def _read_again(self, node: Node, level: int) -> float:

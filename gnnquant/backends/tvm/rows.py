@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import EDGE_ROWS, ROWS, TOTALS, Family, Stage, resolve
 from gnnquant.backends.tvm.values import Codes, Rows
-from gnnquant.integer_graph import ELEMENTWISE
+from gnnquant.integer_graph import ELEMENTWISE, ONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,8 @@ class RowKernel(Kernel):
         rows: Number of rows of the current block (the last block may be short).
         last: Last row of the space.
         destinations: Of a stage of edges: the thread's first destination and the end of its share.
+        across: Numbers of rows that follow from index arrays: ``across[name](r, lanes)`` is that of ``lanes``
+            rows.
         statistics: Largest values of rows, by the first of the quantizers that need them.
         lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
         stream: Asks for the rows of an input that the next block quantizes, in the next product.
@@ -82,7 +85,11 @@ class RowKernel(Kernel):
             self.block = tiles.TALL * tiles.SIDE
         elif "float_gemm" in ops:
             self.block = FLOAT_BLOCK
-        elif ops & {"gemm", "log_softmax", "spmm"} or any(map(self._sums_columns, stage.nodes)):
+        elif (
+            ops & {"gemm", "log_softmax", "spmm"}
+            or any(map(self._sums_columns, stage.nodes))
+            or any(map(self._of_index, stage.nodes))
+        ):
             self.block = INTEGER_BLOCK
         self.base: Any = None
         self.rows: Any = None
@@ -91,6 +98,7 @@ class RowKernel(Kernel):
         self.limit: Any = None
         self.destinations: tuple[Any, Any] = (0, 0)
         self.values: dict[str, Rows | Codes] = {}
+        self.across: dict[str, Callable[[Any, int], Any]] = {}
         self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.lookahead: Lookahead | None = None
         self.stream: Stream | None = None
@@ -116,6 +124,17 @@ class RowKernel(Kernel):
         shape = self.context.nodes[node.inputs[0]].shape
         last = node.op == "softmax" or node.attrs["axis"] % len(shape) == len(shape) - 1
         return last and shape[-1] >= self.lanes
+
+    def _of_index(self, node: Node) -> bool:
+        """Whether a node is a number of a row that follows from index arrays.
+
+        Vectors take it for several rows.
+        """
+        if node.op not in ELEMENTWISE or node.columns != 1 or node.rows == ONE:
+            return False
+        nodes = self.context.nodes
+        sources = [nodes[resolve(self.context.graph, name)] for name in node.inputs]
+        return all(source.op in ("constant", "from_index") or self._of_index(source) for source in sources)
 
     def body(self) -> None:
         """Emit the statements."""
@@ -301,8 +320,10 @@ class RowKernel(Kernel):
         if node.op == "quantize" and codes.goes_to_memory(self, node):
             codes.quantize_to_memory(self, node)
             return
-        if node.op in ELEMENTWISE:
-            value: Rows | Codes = self._elementwise(node)
+        if self.block > 1 and self._of_index(node):
+            value: Rows | Codes = self._across_rows(node)
+        elif node.op in ELEMENTWISE:
+            value = self._elementwise(node)
         elif node.op in EMITTERS:
             value = EMITTERS[node.op](self, node)
         else:
@@ -324,6 +345,47 @@ class RowKernel(Kernel):
             return maths.elementwise(node.op, values, lanes)
 
         return Rows(node.columns, all(x.padded for x in operands), at)
+
+    def _across_rows(self, node: Node) -> Rows:
+        """A number of each row of the block, computed for several rows at once."""
+        operands = [self._operand_across(name) for name in node.inputs]
+        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
+
+        def across(r: Any, lanes: int) -> Any:
+            values = [operand(r, lanes) for operand in operands]
+            if scalar is not None:
+                values.append(scalar(lanes))
+            return maths.elementwise(node.op, values, lanes)
+
+        self.across[node.name] = across
+        start = self.reserve("float32", self.block)
+        if self._leaves(node):
+            lanes = math.gcd(self.block, self.lanes)
+            for r in range(0, self.block, lanes):
+                self.save("float32", across(r, lanes), start + r, lanes)
+        return Rows(1, False, lambda r, _, lanes: splat(self.load("float32", start + r), lanes), True)
+
+    def _leaves(self, node: Node) -> bool:
+        """Whether anything but numbers like it reads a number of :meth:`_across_rows`."""
+        graph, beside = self.context.graph, self.context.beside
+        mine = self.stage.nodes
+        readers = [user for user in mine if node.name in (resolve(graph, name) for name in user.inputs)]
+        kept = {*self.stage.exports, *(resolve(graph, output) for _, output in self.outputs)}
+        kept |= {weight for user in mine for weight in beside.get(user.name, ())}
+        return node.name in kept or not all(map(self._of_index, readers))
+
+    def _operand_across(self, name: str) -> Callable[[Any, int], Any]:
+        """An operand of :meth:`_across_rows`; beyond the rows of a short block anything may be read."""
+        name = resolve(self.context.graph, name)
+        if name not in self.across:
+            x = self.float_rows(name)
+            if self.context.nodes[name].op == "constant":
+                return lambda r, lanes: splat(x.at(0, 0, 1), lanes)
+            start = self.reserve("float32", self.block)
+            with self.b.loop(self.rows) as r:
+                self.save("float32", x.at(r, 0, 1), start + r)
+            self.across[name] = lambda r, lanes: self.load("float32", start + r, lanes)
+        return self.across[name]
 
     # ------------------------------------------------------------ memory
 
