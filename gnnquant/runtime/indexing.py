@@ -72,6 +72,22 @@ class EdgeList:
         """The edges in CSR order, self-loops as ``loops`` says."""
         return sort_edges(self.edges, self.destinations, self.loops)
 
+    @cached_property
+    def dst(self) -> NDArray[np.int64]:
+        """``csr.dst``, for which nothing needs to be sorted."""
+        source, target = self.edges
+        counts = np.bincount(target, minlength=self.destinations)
+        if self.loops in ("remove", "replace", "remaining"):
+            counts -= np.bincount(target[source == target], minlength=self.destinations)
+        if self.loops in ("add", "replace", "remaining"):
+            counts += 1
+        return np.repeat(np.arange(self.destinations, dtype=np.int64), counts)
+
+    def part(self, name: str) -> NDArray[np.int64]:
+        """One of ``EDGE_PARTS``, in CSR order."""
+        found: NDArray[np.int64] = self.dst if name == "dst" else getattr(self.csr, name)
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class IndexResults:
@@ -86,8 +102,7 @@ class IndexResults:
         if name in self.arrays:
             return self.arrays[name]
         graph, _, part = name.rpartition(".")
-        found: NDArray[np.int64] = getattr(self.graphs[graph].csr, part)
-        return found
+        return self.graphs[graph].part(part)
 
 
 _OPERANDS: dict[str, tuple[str, ...]] = {
@@ -400,8 +415,7 @@ class IndexProgram:
         return index
 
     def _part(self, node: IndexNode, graph: EdgeList) -> NDArray[np.int64]:
-        array: NDArray[np.int64] = getattr(graph.csr, node.attrs["part"])
-        return array
+        return graph.part(node.attrs["part"])
 
     # ------------------------------------------------------------ graphs
 

@@ -143,6 +143,17 @@ def test_equal_layers_share_a_kernel() -> None:
     assert sum("_rows" in call.function for call in plans[1].calls) >= 9
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_roots_of_degrees_are_not_kept(bits: int) -> None:
+    """Every kernel that reads them takes them from the degrees, which the prepared graph has."""
+    plan = build(lowered(1, GCNConv, 3, bits=bits), target="llvm", threads=1).plan
+    workspace = {buffer.name for buffer in plan.buffers if buffer.kind == "workspace"}
+    assert not [name for name in workspace if name.startswith("rows.")]
+    readers = [call for call in plan.calls if any(name.endswith(".degrees") for name in call.arguments)]
+    assert len(readers) == 4  # the input, two layers, the last layer
+    assert not any(call.per_graph for call in readers)
+
+
 @pytest.mark.parametrize(
     "damage",
     [lambda entry: b"", lambda entry: entry[:-1], lambda entry: entry[:40] + b"\x00" + entry[41:]],
