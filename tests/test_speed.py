@@ -193,6 +193,18 @@ def test_speed_ups_refer_to_the_strongest_float(tmp_path: Path) -> None:
     assert [path.name for path in plot(results, tmp_path)] == ["speed-PubMed.svg", "speed-arxiv-size.svg"]
 
 
+@pytest.mark.parametrize(("peak", "milliseconds"), [(4, 10.0), (5, 20.0)])
+def test_the_dense_graph_has_targets_of_memory(peak: int, milliseconds: float) -> None:
+    found = result("sage64", "dense", 1, own=90, int8=30, int4=30, int2=30)
+    rows = found["result"]["rows"]
+    rows[OWN[32]]["peak"], rows[OWN[4]]["peak"] = 16, peak
+    kernel = {"name": "k", "streamed": 8, "gathered": 8, "ms": milliseconds, "best_ms": 8.0}
+    rows[OWN[2]]["kernels"] = [kernel, kernel | {"gathered": 0, "ms": 100.0}]
+    missed = missed_targets([found])
+    assert any("INT4 needs 0.312 of the memory" in line for line in missed) == (peak == 5)
+    assert any("sums of INT2 at 40% of the memory's speed" in line for line in missed) == (milliseconds == 20)
+
+
 def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are compiled, saved, loaded and compared with what was noted of them."""
     data = zoo.random_graph(60, 300, seed=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report import grid, save_svg
 from benchmarks.speed.models import MODELS
 from benchmarks.speed.runs import CONTESTANTS, EAGER, FLOAT_RIVALS, HALF, OWN, WIDTHS
+from gnnquant.config import FLOAT_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +35,10 @@ SLOWER = 1.05
 """Fewer bits may take this much longer than more."""
 SCALING = 1.6
 """Wanted throughput of 2 threads over that of 1 on arxiv-size."""
+SHARE = 0.7
+"""Wanted share of the memory's speed in kernels that sum over edges, on the dense graph, 1 thread."""
+MEMORY = 0.25
+"""Wanted memory of INT4 over that of own FP32, on the dense graph, 1 thread."""
 
 INTRODUCTION = """\
 # Speed
@@ -153,7 +158,21 @@ def missed_targets(results: Sequence[Result]) -> list[str]:
         for more, fewer in itertools.pairwise(WIDTHS):
             if times[more] and times[fewer] and times[fewer] > SLOWER * times[more]:
                 found.append(f"{where}: {OWN[fewer]} takes {times[fewer] / times[more]:.2f} of {OWN[more]}")
+        if (job["graph"], job["threads"]) == ("dense", 1):
+            found += [f"{where}: {line}" for line in _missed_of_memory(rows)]
     return [*found, *_missed_scaling(results)]
+
+
+def _missed_of_memory(rows: dict[str, dict[str, Any]]) -> list[str]:
+    found = []
+    for name in (OWN[bits] for bits in WIDTHS):
+        share = _share([kernel for kernel in rows[name].get("kernels", ()) if kernel["gathered"]])
+        if share is not None and share < SHARE:
+            found.append(f"sums of {name} at {share:.0%} of the memory's speed, wanted {SHARE:.0%}")
+    few, full = (rows[OWN[bits]].get("peak") for bits in (4, FLOAT_BITS))
+    if few and full and few > MEMORY * full:
+        found.append(f"INT4 needs {few / full:.3f} of the memory of own FP32, wanted {MEMORY:g}")
+    return found
 
 
 def _missed_scaling(results: Sequence[Result]) -> list[str]:
@@ -235,10 +254,15 @@ def _moved(row: dict[str, Any]) -> str:
     moved = sum(kernel["streamed"] + kernel["gathered"] for kernel in kernels)
     best = sum(kernel["best_ms"] for kernel in kernels)
     shares = " / ".join(
-        f"{sum(k['best_ms'] for k in some) / sum(k['ms'] for k in some):.0%}" if some else "–"
-        for some in (kernels, summing)
+        "–" if share is None else f"{share:.0%}" for share in (_share(kernels), _share(summing))
     )
     return f"{_mebibytes(moved)}, {best:.2f} ms, {shares}"
+
+
+def _share(kernels: Sequence[dict[str, Any]]) -> float | None:
+    """The share of the memory's speed that ``kernels`` reach, if there are any."""
+    time = sum(kernel["ms"] for kernel in kernels)
+    return sum(kernel["best_ms"] for kernel in kernels) / time if time else None
 
 
 def _made(row: dict[str, Any], best: float) -> str:
