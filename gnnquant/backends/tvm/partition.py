@@ -263,14 +263,15 @@ class _Partition:
 
     def _with_readers(self, node: Node, moving: dict[str, bool]) -> bool:
         """Whether a number of a row is read in its row only, by what is computed in every call."""
+        if node.op not in ELEMENTWISE or node.columns != 1 or node.rows in self.graphs:
+            return False
         readers = [
             (user, elsewhere)
             for user in self.computed
             for source, elsewhere in self.reads[user.name]
             if source is node
         ]
-        alone = node.op in ELEMENTWISE and node.columns == 1 and node.rows not in self.graphs
-        return alone and bool(readers) and all(moving[user.name] and not away for user, away in readers)
+        return bool(readers) and all(moving[user.name] and not away for user, away in readers)
 
     def _edge_values(self) -> set[str]:
         """Softmaxes and normalisations, and narrow values that only lead to or only follow from them."""

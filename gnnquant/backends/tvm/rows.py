@@ -126,10 +126,7 @@ class RowKernel(Kernel):
         return last and shape[-1] >= self.lanes
 
     def _of_index(self, node: Node) -> bool:
-        """Whether a node is a number of a row that follows from index arrays.
-
-        Vectors take it for several rows.
-        """
+        """Whether a node is a number of a row that follows from index arrays: vectors take several rows."""
         if node.op not in ELEMENTWISE or node.columns != 1 or node.rows == ONE:
             return False
         nodes = self.context.nodes
