@@ -13,7 +13,7 @@ import numpy as np
 from gnnquant.errors import ArtifactError, BackendError, InputError
 from gnnquant.integer_graph import LOOPS, ONE
 from gnnquant.runtime import tvm_abi
-from gnnquant.runtime.graph import INT32_MAX, partition_rows
+from gnnquant.runtime.graph import ADDING, INT32_MAX, partition_rows
 from gnnquant.runtime.indexing import ARRAY, EDGE_PARTS, GRAPH, SIZE, check_int32, check_program
 from gnnquant.runtime.inputs import INPUT_KINDS, check_finite
 from gnnquant.runtime.memory import (
@@ -558,11 +558,11 @@ def _check_read(index: IndexResults, name: str, rows: int, lowest: int) -> None:
         array = index.arrays[name]
         span = (int(array.min()), int(array.max())) if array.size else (0, -1)
     elif part == "edge_id":
-        span = (-1 if index.graphs[graph].loops in LOOPS[2:] else 0, index.graphs[graph].edges.shape[1] - 1)
+        span = (-1 if index.graphs[graph].loops in ADDING else 0, index.graphs[graph].edges.shape[1] - 1)
     else:
         ends = index.graphs[graph]
         span = (0, (ends.sources if part == "src" else ends.destinations) - 1)
-        if ends.edges.shape[1] == 0 and ends.loops in ("keep", "remove"):
+        if ends.edges.shape[1] == 0 and ends.loops not in ADDING:
             return
     if span[0] < lowest or span[1] >= rows:
         raise BackendError(

@@ -23,6 +23,10 @@ ROW_COST = 8
 ROW_MULTIPLE = 8
 """Borders between the shares of two threads are multiples of this."""
 INT32_MAX = 2**31 - 1
+DROPPING = ("remove", "replace", "remaining")
+"""Treatments of self-loops that drop those which were given."""
+ADDING = ("add", "replace", "remaining")
+"""Treatments of self-loops that append one for every node."""
 
 _memcmp = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).memcmp
 _memcmp.restype = ctypes.c_int
@@ -100,9 +104,9 @@ def sort_edges(edges: NDArray[np.int64], destinations: int, loops: str) -> Sorte
     source, target = edges
     edge_id = np.arange(source.size, dtype=np.int64)
     is_loop = source == target
-    if loops in ("remove", "replace", "remaining"):
+    if loops in DROPPING:
         source, target, edge_id = source[~is_loop], target[~is_loop], edge_id[~is_loop]
-    if loops in ("add", "replace", "remaining"):
+    if loops in ADDING:
         nodes = np.arange(destinations, dtype=np.int64)
         loop_id = np.full(destinations, -1, dtype=np.int64)
         if loops == "remaining":
@@ -113,6 +117,17 @@ def sort_edges(edges: NDArray[np.int64], destinations: int, loops: str) -> Sorte
         edge_id = np.concatenate([edge_id, loop_id])
     order = np.argsort(target, kind="stable")
     return SortedEdges(source[order], target[order], edge_id[order])
+
+
+def sorted_destinations(edges: NDArray[np.int64], destinations: int, loops: str) -> NDArray[np.int64]:
+    """``sort_edges(...).dst``, for which nothing needs to be sorted."""
+    source, target = edges
+    counts = np.bincount(target, minlength=destinations)
+    if loops in DROPPING:
+        counts -= np.bincount(target[source == target], minlength=destinations)
+    if loops in ADDING:
+        counts += 1
+    return np.repeat(np.arange(destinations, dtype=np.int64), counts)
 
 
 def same_contents(ours: NDArray[Any] | DeviceArray, theirs: NDArray[Any] | DeviceArray) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gnnquant.errors import BackendError, InputError
 from gnnquant.integer_graph import INDEX_OPS, LOOPS
-from gnnquant.runtime.graph import INT32_MAX, sort_edges
+from gnnquant.runtime.graph import ADDING, INT32_MAX, sort_edges, sorted_destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,14 +74,8 @@ class EdgeList:
 
     @cached_property
     def dst(self) -> NDArray[np.int64]:
-        """``csr.dst``, for which nothing needs to be sorted."""
-        source, target = self.edges
-        counts = np.bincount(target, minlength=self.destinations)
-        if self.loops in ("remove", "replace", "remaining"):
-            counts -= np.bincount(target[source == target], minlength=self.destinations)
-        if self.loops in ("add", "replace", "remaining"):
-            counts += 1
-        return np.repeat(np.arange(self.destinations, dtype=np.int64), counts)
+        """``csr.dst``, without sorting."""
+        return sorted_destinations(self.edges, self.destinations, self.loops)
 
     def part(self, name: str) -> NDArray[np.int64]:
         """One of ``EDGE_PARTS``, in CSR order."""
@@ -432,7 +426,7 @@ class IndexProgram:
                 f"{_label(node)} joins {sources} sources to {destinations} destinations: self-loops need "
                 "the same rows at both ends"
             )
-        total = src.size + (0 if loops in ("keep", "remove") else destinations)
+        total = src.size + (destinations if loops in ADDING else 0)
         if total > INT32_MAX:
             raise InputError(
                 f"{_label(node)} has {total} edges, self-loops included: at most {INT32_MAX} are supported"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
+from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.emit import Builder, cast, const, number, span, splat
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, round_up
 from gnnquant.backends.tvm.partition import resolve
@@ -302,6 +303,16 @@ class Kernel:
         """
         offset = self.keep(np.array([value], dtype=np.float32))
         return lambda lanes=1: splat(self.kept(offset), lanes)
+
+    def operation(self, node: Node) -> Callable[[list[Any], int], Any]:
+        """An elementwise node as ``operation(values of its operands, lanes)``; its scalar is learned."""
+        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
+
+        def apply(values: list[Any], lanes: int) -> Any:
+            given = values if scalar is None else [*values, scalar(lanes)]
+            return maths.elementwise(node.op, given, lanes)
+
+        return apply
 
     def each(self, count: int, body: Any) -> None:
         """``body(i)`` for i below ``count``: a loop, or the body itself for one."""

@@ -252,13 +252,10 @@ class EdgeValues:
 
     def _elementwise(self, node: Node) -> Column:
         operands = [self._broadcast(name, node) for name in node.inputs]
-        scalar = None if "scalar" not in node.attrs else self.kernel.learned(node.attrs["scalar"])
+        operation = self.kernel.operation(node)
 
         def value(e: Any, i: Any, c: Any, lanes: int) -> Any:
-            values = [operand(e, i, c, lanes) for operand in operands]
-            if scalar is not None:
-                values.append(scalar(lanes))
-            return maths.elementwise(node.op, values, lanes)
+            return operation([operand(e, i, c, lanes) for operand in operands], lanes)
 
         return value
 

@@ -36,19 +36,20 @@ class _Copies:
     def __init__(self, graph: IntegerGraph) -> None:
         self.graph = graph
         self.nodes = {node.name: node for node in graph.nodes}
-        self.made: dict[str, Node] = {}
-        self.of_rows: dict[str, Node] = {}
+        self.made: set[str] = set()
+        self.of_rows: set[str] = set()
         edges = {node.name for node in graph.index if node.op == "graph"}
         for node in graph.nodes:
             sources = [name for name in node.inputs if self.nodes[name].op != "constant"]
             one = self.nodes[sources[0]] if len(sources) == 1 else None
             cheap = node.op in CHEAP and one is not None and one.name in self.made and one.shape == node.shape
+            follows = bool(sources) and all(
+                name in self.of_rows or self.nodes[name].op == "from_index" for name in sources
+            )
             if node.op == "dequantize" or cheap:
-                self.made[node.name] = node
-            elif node.columns == 1 and node.rows not in edges:
-                follows = bool(sources) and all(name in self.of_rows for name in sources)
-                if node.op == "from_index" or (node.op in CHEAP_OF_A_ROW and follows):
-                    self.of_rows[node.name] = node
+                self.made.add(node.name)
+            elif node.op in CHEAP_OF_A_ROW and node.columns == 1 and node.rows not in edges and follows:
+                self.of_rows.add(node.name)
         self.readers = Counter(name for node in graph.nodes for name in set(node.inputs))
         self.found: list[Node] = []
         self.copies: dict[tuple[str, str], str] = {}
@@ -77,8 +78,8 @@ class _Copies:
 
     def _kept_with_rows(self, node: Node, name: str) -> bool:
         """Whether ``node`` reads a number of its row, and is no part of such a number itself."""
-        mine = name in self.of_rows and self.nodes[name].op != "from_index"
-        return mine and node.name not in self.of_rows and node.op != "gather" and self.readers[name] > 1
+        mine = name in self.of_rows and node.name not in self.of_rows
+        return mine and node.op != "gather" and self.readers[name] > 1
 
     def _owner(self, node: Node, name: str) -> str:
         """Who computes the number for ``node``: of a sum's sources, whoever quantizes them."""
@@ -89,9 +90,7 @@ class _Copies:
         if (name, owner) not in self.copies:
             node = self.nodes[name]
             inputs = tuple(
-                self._copy(source, owner)
-                if source in self.made or (source in self.of_rows and self.of_rows[source].op != "from_index")
-                else source
+                self._copy(source, owner) if source in self.made or source in self.of_rows else source
                 for source in node.inputs
             )
             self.found.append(replace(node, name=f"{name} for {owner}", inputs=inputs))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm import codes, maths, segments, shapes, tiles
+from gnnquant.backends.tvm import codes, segments, shapes, tiles
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredCodes, StoredRows, fail
 from gnnquant.backends.tvm.edges import EdgeValues
@@ -333,26 +333,20 @@ class RowKernel(Kernel):
 
     def _elementwise(self, node: Node) -> Rows:
         operands = [self.broadcast(name, node.shape) for name in node.inputs]
-        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
+        operation = self.operation(node)
 
         def at(r: Any, j: Any, lanes: int) -> Any:
-            values = [x.at(r, j, lanes) for x in operands]
-            if scalar is not None:
-                values.append(scalar(lanes))
-            return maths.elementwise(node.op, values, lanes)
+            return operation([x.at(r, j, lanes) for x in operands], lanes)
 
         return Rows(node.columns, all(x.padded for x in operands), at)
 
     def _across_rows(self, node: Node) -> Rows:
         """A number of each row of the block, computed for several rows at once."""
         operands = [self._operand_across(name) for name in node.inputs]
-        scalar = None if "scalar" not in node.attrs else self.learned(node.attrs["scalar"])
+        operation = self.operation(node)
 
         def across(r: Any, lanes: int) -> Any:
-            values = [operand(r, lanes) for operand in operands]
-            if scalar is not None:
-                values.append(scalar(lanes))
-            return maths.elementwise(node.op, values, lanes)
+            return operation([operand(r, lanes) for operand in operands], lanes)
 
         self.across[node.name] = across
         start = self.reserve("float32", self.block)
