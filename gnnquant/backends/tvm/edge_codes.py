@@ -249,7 +249,7 @@ class EdgeCodes:
 
         def several(index: Any) -> None:
             value = self._values(b.let(first + index * lanes), lanes)
-            there = span(index * lanes, lanes) < splat(degree, lanes)
+            there = span(0, lanes) < splat(degree - index * lanes, lanes)
             value = b.let(choose(there, value, number(0.0, lanes)))
             kernel.save("float32", value, self.kept + index * lanes, lanes)
             b.store(best, maximum(unary("llvm.fabs", value, lanes), best[0]), 0)
