@@ -84,8 +84,8 @@ def products_per_second(bits: int) -> float | None:
 
 def _kernel(machine: Machine, kind: _Kind) -> Any:
     """A PrimFunc that adds the same products again and again."""
+    from gnnquant.backends.tvm.dots import dot_quads
     from gnnquant.backends.tvm.emit import Builder, intrinsic, reinterpret, span
-    from gnnquant.backends.tvm.gemm import dot_quads
 
     b = Builder("peak")
     first, second = (b.argument(name, (kind.lanes,), kind.dtype) for name in "xy")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from gnnquant.errors import BackendError
 from gnnquant.runtime.plan import Buffer, Call, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from gnnquant.backends.tvm.context import Context, Kernel
@@ -195,29 +198,37 @@ def _weighed_apart(context: Context) -> dict[str, list[tuple[Node, str]]]:
 
 
 def _weight_calls(context: Context, functions: dict[str, Any]) -> list[Call]:
-    from gnnquant.backends.tvm.lookups import GROUP
-    from gnnquant.backends.tvm.weights import interleave, join, unpack
+    from gnnquant.backends.tvm import bitsums, lookups
+    from gnnquant.backends.tvm.weights import interleave, join, nibbles, unpack
 
     calls = []
     unpacked = set()
+
+    def call(function: str, make: Callable[[], Any], *arguments: str) -> None:
+        if function not in functions:
+            functions[function] = make()
+        calls.append(Call(function, arguments, per_graph=True))
+
     for key, layout in context.weights.items():
         name = key.split(".", maxsplit=1)[1]
         weight, group = context.graph.weights[name], layout.group
         if name not in unpacked:
             unpacked.add(name)
             function = f"unpack_{weight.bits}_{weight.zero2}"
-            if function not in functions:
-                functions[function] = unpack(function, weight.bits, weight.zero2)
-            calls.append(Call(function, (f"weight.{name}", f"unpacked.{name}"), per_graph=True))
-        joined = group == GROUP
-        function = f"interleave_{group}"
-        if joined:
-            function = f"join_{layout.words}_{layout.padded}_{layout.zero2}"
-        if function not in functions:
-            functions[function] = (
-                join(function, layout) if joined else interleave(function, group, context.machine)
+            call(
+                function,
+                partial(unpack, function, weight.bits, weight.zero2),
+                f"weight.{name}",
+                f"unpacked.{name}",
             )
-        calls.append(Call(function, (f"unpacked.{name}", f"dense{group}.{name}"), per_graph=True))
+        if group in (bitsums.ALONE, lookups.GROUP):
+            form = nibbles if group == bitsums.ALONE else join
+            function = f"{form.__name__}_{layout.inputs}_{layout.padded}_{layout.zero2}"
+            make = partial(form, function, layout)
+        else:
+            function = f"interleave_{group}"
+            make = partial(interleave, function, group, context.machine)
+        call(function, make, f"unpacked.{name}", f"dense{group}.{name}")
     return calls
 
 

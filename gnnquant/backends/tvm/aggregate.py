@@ -10,6 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm.context import FAR, LINE, NEAR, StoredCodes, fail
+from gnnquant.backends.tvm.dots import dot_bytes, dot_words
 from gnnquant.backends.tvm.edge_codes import edge_weights
 from gnnquant.backends.tvm.emit import (
     cast,
@@ -26,7 +27,6 @@ from gnnquant.backends.tvm.emit import (
     span,
     splat,
 )
-from gnnquant.backends.tvm.gemm import dot_bytes, dot_words
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, divisor, interleaved, vector_lanes
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.quads import QuadSum

@@ -157,7 +157,8 @@ def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], 
     source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
     watched = source.op == "input"
     if watched and not kernel.machine.tiles and _multiplied_next(kernel, node):
-        kernel.stream = Stream(kernel, x)
+        # zeros may be skipped: few products to ask beside
+        kernel.stream = Stream(kernel, x, spread=node.attrs["zero2"] == 0)
     largest = _largest(kernel, node, source, x, watched)
 
     def inverse(r: Any) -> Any:

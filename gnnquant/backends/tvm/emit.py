@@ -115,6 +115,11 @@ def reinterpret(value: Any, dtype: str, lanes: int = 1) -> Any:
     return T.reinterpret(value, dtype=vector_type(dtype, lanes))
 
 
+def mask_of(condition: Any) -> Any:
+    """int64: a bit for each of the 64 lanes of a condition."""
+    return T.Call("tirx.reinterpret", [condition], ret_ty="int64")
+
+
 def intrinsic(name: str, dtype: str, *arguments: Any) -> Any:
     """A pure LLVM intrinsic."""
     return T.call_llvm_pure_intrin(dtype, name, *arguments)

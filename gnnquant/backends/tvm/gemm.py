@@ -9,34 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from gnnquant.backends.tvm import lookups, tiles
+from gnnquant.backends.tvm import lookups, sparse, tiles
 from gnnquant.backends.tvm.codes import clear
 from gnnquant.backends.tvm.context import fail
+from gnnquant.backends.tvm.dots import dot_bytes, dot_quads, dot_words
 from gnnquant.backends.tvm.emit import (
     cast,
-    choose,
     const,
-    intrinsic,
     number,
     product,
     reinterpret,
-    shift_left,
-    shift_right,
-    shuffle,
     span,
     splat,
-    transposed,
-    vector_type,
 )
 from gnnquant.backends.tvm.layout import (
     CHUNK,
     WeightLayout,
-    divisor,
-    interleaved,
     pack_weight,
     panels,
-    quad_places,
-    quads_of,
     round_up,
 )
 from gnnquant.backends.tvm.lookahead import Stream
@@ -47,56 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gnnquant.backends.tvm.context import Context
-    from gnnquant.backends.tvm.emit import Machine
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.integer_graph import Node, PackedWeight
 
-SPARSE_INPUTS = 64
-"""Fewest inputs of a weight for which zero codes are skipped."""
-SPARSE_SHARE = 3
-"""Zero codes are skipped where at most one code in this many is not zero."""
-SPARSE_SHARE_OF_TILES = 16
-"""The same where tiles multiply all codes."""
-MASKED = 64
-"""Codes whose zeros are found at a time."""
-BATCH = 8
-"""Positions that are written at a time."""
-PARTS = 4
-"""int32 of 128 bits, within which bytes of rows are interleaved."""
 FLOAT_PANEL = 256
 """Inputs of a float panel: 256 by 16 floats are half of a first-level cache."""
-
-
-def dot_words(machine: Machine, x: Any, y: Any) -> Any:
-    """Sums of products of adjacent int16 pairs: int16x2V by int16x2V to int32xV."""
-    lanes = machine.lanes
-    if machine.words:
-        return intrinsic(machine.words, vector_type("int32", lanes), x, y)
-    if all(machine.halves):
-        multiply, add = machine.halves
-        kind = vector_type("int32", lanes)
-        parts = (range(lanes), range(lanes, 2 * lanes))
-        products = (intrinsic(multiply, kind, shuffle([x], part), shuffle([y], part)) for part in parts)
-        return intrinsic(add, kind, *products)
-    x, y = reinterpret(x, "int32", lanes), reinterpret(y, "int32", lanes)
-
-    def low(v: Any) -> Any:
-        return shift_right(shift_left(v, 16, "int32", lanes), 16, "int32", lanes)
-
-    def high(v: Any) -> Any:
-        return shift_right(v, 16, "int32", lanes)
-
-    return low(x) * low(y) + high(x) * high(y)
-
-
-def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
-    """Sums of products of adjacent byte pairs, x unsigned: bytes x4V to int16x2V."""
-    return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
-
-
-def dot_quads(machine: Machine, sums: Any, x: Any, y: Any) -> Any:
-    """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV."""
-    return intrinsic(machine.quads, vector_type("int32", machine.lanes), sums, x, y)
 
 
 def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
@@ -149,10 +94,16 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
-    sparse = q.zero2 == 0 and layout.inputs >= SPARSE_INPUTS and layout.outputs >= 4 * lanes
-    product_of = _sparse if sparse else _dense
-    product_of(kernel, q, layout, name, reach, total, stride)
-    kernel.stream = None
+
+    def dense() -> None:
+        _dense(kernel, q, layout, name, reach, (total, stride))
+
+    if q.zero2 == 0 and layout.inputs >= sparse.LEAST_INPUTS and layout.outputs >= 4 * lanes:
+        sparse.gemm(kernel, q, layout, name, reach, (total, stride), dense)
+    else:
+        dense()
+    if kernel.stream is not None:
+        kernel.stream.multiplied()
     scale = kernel.keep(_padded(weight.column_scale, layout.padded))
     correction = None
     if q.zero2:
@@ -259,18 +210,18 @@ def _dense(
     layout: WeightLayout,
     name: str,
     reach: int,
-    total: int,
-    stride: int,
+    sums: tuple[int, int],
 ) -> None:
     """All codes of the block, ``tall`` rows by ``wide`` vectors at a time."""
     b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
+    total, stride = sums
     group = layout.group
     dense = kernel.buffer(f"dense{group}.{name}")
     if machine.tiles and group == 4:
-        tiles.tiled_gemm(kernel, q, layout, dense, (total, stride))
+        tiles.tiled_gemm(kernel, q, layout, dense, sums)
         return
     if group == lookups.GROUP:
-        lookups.gemm(kernel, q, layout, dense, (total, stride))
+        lookups.gemm(kernel, q, layout, dense, sums)
         return
     tall = next(rows for rows in (4, 3, 2, 1) if q.size % rows == 0)
     wide = layout.block // lanes
@@ -368,303 +319,6 @@ def _widen(kernel: RowKernel, q: Codes, layout: WeightLayout, words: int) -> Non
         kernel.each(-(-count // width), some)
 
     q.each_row(kernel.b, row)
-
-
-def _sparse(
-    kernel: RowKernel,
-    q: Codes,
-    layout: WeightLayout,
-    name: str,
-    reach: int,
-    total: int,
-    stride: int,
-) -> None:
-    """Skip zero codes where most codes of the block are zero, else do all."""
-    b = kernel.b
-    together = 4 if kernel.machine.by_quads(q.bits) else 2
-    dtype = "uint8" if reach or together == 4 else "uint16"
-    index = kernel.reserve("uint16", layout.inputs + MASKED)
-    value = kernel.reserve(dtype, layout.inputs + MASKED)
-    parts = -(-layout.inputs // MASKED)
-    masks = kernel.reserve("int64", q.size * parts) if kernel.machine.words else None
-    found = b.registers(1, "int32")
-    b.store(found, const(0), 0)
-
-    def count(r: Any) -> None:
-        start = q.start + r * q.stride
-        if masks is None:
-            with b.loop(layout.inputs) as k:
-                code = kernel.load("uint8", start + k)
-                b.store(found, found[0] + choose(code != const(0, "uint8"), const(1), const(0)), 0)
-            return
-        with b.loop(parts) as part:
-            mask = b.let(_nonzero(kernel, start + part * MASKED))
-            kernel.save("int64", mask, masks + r * parts + part)
-            b.store(found, found[0] + _ones(mask), 0)
-
-    q.each_row(b, count)
-
-    def skip() -> None:
-        def row(r: Any) -> None:
-            if kernel.stream is not None:
-                kernel.stream.ask(r, q.size)
-            mine = None if masks is None else masks + r * parts
-            count = _compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype), together)
-            places = (index, value, count, total + r * stride)
-            if together == 4:
-                _fours(kernel, layout, name, places)
-            else:
-                _pairs(kernel, layout, name, reach, places)
-
-        q.each_row(b, row)
-
-    b.branch(
-        found[0] * (SPARSE_SHARE_OF_TILES if kernel.machine.tiles else SPARSE_SHARE)
-        <= q.rows * layout.inputs,
-        skip,
-        lambda: _dense(kernel, q, layout, name, reach, total, stride),
-    )
-
-
-def _ones(mask: Any) -> Any:
-    """How many bits of an int64 are set."""
-    return cast(intrinsic("llvm.ctpop.i64", "int64", mask), "int32")
-
-
-def _compress(
-    kernel: RowKernel,
-    layout: WeightLayout,
-    start: Any,
-    masks: Any,
-    places: tuple[Any, Any, str],
-    together: int,
-) -> Any:
-    """Positions and values of the codes that are not 0, in groups, the last one padded; how many groups.
-
-    Args:
-        kernel: Where.
-        layout: Of the weight.
-        start: Of the codes.
-        masks: Of the bits that say which are not 0; None where nobody has found them.
-        places: Where positions go, where values go, and the type of these.
-        together: Codes of a group.
-    """
-    b = kernel.b
-    index, value, dtype = places
-    found = b.registers(1, "int32")
-    b.store(found, const(0), 0)
-    if masks is not None:
-        # what is written beyond the last position is overwritten or not read
-        with b.loop(-(-layout.inputs // MASKED)) as part:
-            mask = b.let(kernel.load("int64", masks + part))
-            place, total = b.let(found[0]), b.let(_ones(mask))
-            here = (index + place, value + place, dtype)
-            if kernel.machine.front:
-                _move_to_front(kernel, start + part * MASKED, part * MASKED, here, total)
-            else:
-                _write_each(kernel, start, part * MASKED, here, mask, total)
-            b.store(found, place + total, 0)
-    else:
-        with b.loop(layout.inputs) as k:
-            place = b.let(found[0])
-            code = b.let(kernel.load("uint8", start + k))
-            kernel.save("uint16", cast(k, "uint16"), index + place)
-            kernel.save(dtype, cast(code, dtype), value + place)
-            b.store(found, place + choose(code != const(0, "uint8"), const(1), const(0)), 0)
-    kernel.save("uint16", splat(const(0, "uint16"), together), index + found[0], together)
-    kernel.save(dtype, splat(const(0, dtype), together), value + found[0], together)
-    return b.let((found[0] + (together - 1)) // together)
-
-
-def _write_each(
-    kernel: RowKernel, start: Any, first: Any, places: tuple[Any, Any, str], bits: Any, total: Any
-) -> None:
-    """Positions and values of the ``total`` codes from ``first`` on that ``bits`` tell."""
-    b = kernel.b
-    index, value, dtype = places
-    mask = b.registers(1, "int64")
-    b.store(mask, bits, 0)
-    # a fixed number at a time, so that the loop ends where it is expected to
-    with b.loop((total + (BATCH - 1)) // BATCH) as batch:
-        for i in range(BATCH):
-            low = intrinsic("llvm.cttz.i64", "int64", mask[0], const(0, "bool"))
-            k = b.let(first + cast(low, "int32"))
-            at = batch * BATCH + i
-            kernel.save("uint16", cast(k, "uint16"), index + at)
-            kernel.save(dtype, cast(kernel.load("uint8", start + k), dtype), value + at)
-            b.store(mask, mask[0] & (mask[0] - const(1, "int64")), 0)
-
-
-def _move_to_front(
-    kernel: RowKernel, start: Any, first: Any, places: tuple[Any, Any, str], total: Any
-) -> None:
-    """The same of the ``MASKED`` codes at ``start``, all at once."""
-    b = kernel.b
-    index, value, dtype = places
-    codes = b.let(kernel.load("uint8", start, MASKED))
-    none = splat(const(0, "uint8"), MASKED)
-    counted = tirx.Ramp(const(0, "uint8"), const(1, "uint8"), MASKED)
-    values, positions = (
-        b.let(intrinsic(kernel.machine.front, f"uint8x{MASKED}", moved, none, codes != none))
-        for moved in (codes, counted)
-    )
-    kernel.save(dtype, cast(values, dtype, MASKED), value, MASKED)
-    half = MASKED // 2
-
-    def some(at: int) -> None:
-        these = cast(shuffle([positions], range(at, at + half)), "uint16", half)
-        kernel.save("uint16", these + splat(cast(first, "uint16"), half), index + at, half)
-
-    some(0)
-    with b.when(total > half):
-        some(half)
-
-
-def _nonzero(kernel: RowKernel, start: Any) -> Any:
-    """int64: which of ``MASKED`` bytes are not 0."""
-    width = 32 if kernel.lanes >= 8 else 16
-    name = "llvm.x86.avx2.pmovmskb" if width == 32 else "llvm.x86.sse2.pmovmskb.128"
-    result = None
-    for part in range(0, MASKED, width):
-        data = kernel.load("uint8", start + part, width)
-        empty = choose(
-            data == splat(const(0, "uint8"), width),
-            splat(const(-1, "int8"), width),
-            splat(const(0, "int8"), width),
-        )
-        bits = cast(reinterpret(intrinsic(name, "int32", empty), "uint32"), "int64")
-        bits = shift_left(bits, part, "int64", 1)
-        result = bits if result is None else result | bits
-    return kernel.b.let(result ^ const(-1, "int64"))
-
-
-def _fours(kernel: RowKernel, layout: WeightLayout, name: str, places: tuple[Any, Any, Any, Any]) -> None:
-    """Sum weight rows times codes, four rows at a time."""
-    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
-    index, value, fours, total = places
-    weights = kernel.buffer(f"unpacked.{name}")
-    width = 4 * lanes
-    steps = divisor(layout.padded // width, machine.sums // 4)
-    order = quad_places(width, lanes)
-
-    def by_column(sums: list[Any]) -> list[Any]:
-        if lanes == PARTS * PARTS:
-            # parts of 128 bits change places; LLVM takes three times as many shuffles of four vectors
-            return transposed(sums, lanes, PARTS)
-        columns = [order.index(column) for column in range(width)]
-        return [shuffle(sums, columns[first : first + lanes]) for first in range(0, width, lanes)]
-
-    def panel(number_: Any) -> None:
-        first = number_ * (steps * width)
-        acc = b.registers(4 * steps, "int32", lanes)
-        for i in range(4 * steps):
-            b.store(acc, splat(const(0), lanes), i)
-        with b.loop(fours) as four:
-            rows = [cast(kernel.load("uint16", index + 4 * four + i), "int32") for i in range(4)]
-            rows = [b.let(row * layout.padded + first) for row in rows]
-            codes = splat(reinterpret(kernel.load("uint8", value + 4 * four, 4), "int32"), lanes)
-            x = b.let(reinterpret(codes, "uint8", width))
-            for step in range(steps):
-                parts = [b.let(weights[span(row + step * width, width)]) for row in rows]
-                quads = quads_of(parts, width, lanes, lambda vectors, lanes_: b.let(shuffle(vectors, lanes_)))
-                for v, quad in enumerate(quads):
-                    b.store(acc, dot_quads(machine, acc[4 * step + v], x, quad), 4 * step + v)
-        for step in range(steps):
-            place = total + first + step * width
-            for part, sums in enumerate(by_column([b.let(acc[4 * step + v]) for v in range(4)])):
-                kernel.save("int32", sums, place + part * lanes, lanes)
-
-    kernel.each(layout.padded // (steps * width), panel)
-
-
-def _pairs(
-    kernel: RowKernel,
-    layout: WeightLayout,
-    name: str,
-    reach: int,
-    places: tuple[Any, Any, Any, Any],
-) -> None:
-    """Sum weight rows times codes, two rows at a time; bytes where ``reach`` pairs fit int16."""
-    b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
-    index, value, pairs, total = places
-    weights = kernel.buffer(f"unpacked.{name}")
-    narrow = reach > 0
-    width = (4 if narrow else 2) * lanes  # columns of one step
-    steps = min(4, layout.padded // width)
-    while layout.padded // width % steps:
-        steps -= 1
-    half = width // 2
-    order_low, order_high = interleaved(width, 16 if narrow else 8)
-
-    def load(k: Any, column: Any) -> Any:
-        data = weights[span(k * layout.padded + column, width)]
-        return data if narrow else cast(data, "int16", width)
-
-    def panel(number_: Any) -> None:
-        first = number_ * (steps * width)
-        kind = "int16" if narrow else "int32"
-        acc = b.registers(2 * steps, kind, half)
-
-        def clear() -> None:
-            for i in range(2 * steps):
-                b.store(acc, splat(const(0, kind), half), i)
-
-        def pair(p: Any) -> None:
-            k1 = b.let(cast(kernel.load("uint16", index + 2 * p), "int32"))
-            k2 = b.let(cast(kernel.load("uint16", index + 2 * p + 1), "int32"))
-            two = kernel.load("uint8" if narrow else "uint16", value + 2 * p, 2)
-            both = splat(reinterpret(two, "int16" if narrow else "int32"), half)
-            x = b.let(reinterpret(both, "uint8" if narrow else "int16", width))
-            for step in range(steps):
-                one = b.let(load(k1, first + step * width))
-                other = b.let(load(k2, first + step * width))
-                for side, order in enumerate((order_low, order_high)):
-                    mixed = shuffle([one, other], order)
-                    dot = dot_bytes(machine, x, mixed) if narrow else dot_words(machine, x, mixed)
-                    b.store(acc, acc[2 * step + side] + dot, 2 * step + side)
-
-        def flush(add: bool) -> None:
-            for step in range(steps):
-                low, high = b.let(acc[2 * step]), b.let(acc[2 * step + 1])
-                _store_sums(kernel, low, high, narrow, total + first + step * width, add)
-
-        if not narrow:
-            clear()
-            with b.loop(pairs) as p:
-                pair(p)
-            flush(False)
-            return
-        clear()
-        with b.loop(tirx.min(pairs, const(reach))) as p:
-            pair(p)
-        flush(False)
-        if 2 * reach < layout.inputs:
-            with b.loop((pairs + (reach - 1)) // reach - 1) as more:
-                clear()
-                begin = b.let((more + 1) * reach)
-                with b.loop(tirx.min(pairs - begin, const(reach))) as p:
-                    pair(begin + p)
-                flush(True)
-
-    kernel.each(layout.padded // (steps * width), panel)
-
-
-def _store_sums(kernel: RowKernel, low: Any, high: Any, narrow: bool, place: Any, add: bool) -> None:
-    """Write two interleaved accumulators as int32 in column order."""
-    lanes = kernel.lanes
-    size = 2 * lanes if narrow else lanes  # lanes of an accumulator
-    run = 8 if narrow else 4  # columns that an accumulator holds of each 128-bit part
-    order = []
-    for part in range(size // run):
-        order += list(range(part * run, part * run + run))
-        order += list(range(size + part * run, size + part * run + run))
-    for begin in range(0, 2 * size, lanes):
-        value = shuffle([low, high], order[begin : begin + lanes])
-        if narrow:
-            value = cast(value, "int32", lanes)
-        if add:
-            value = value + kernel.load("int32", place + begin, lanes)
-        kernel.save("int32", value, place + begin, lanes)
 
 
 def float_gemm(kernel: RowKernel, node: Node) -> Rows:

@@ -19,7 +19,8 @@ Integer weights [K, M] (``pack_weight``)
     ``i * bits``. At the start of a call they are unpacked to int8 [K, Mp] and interleaved for the
     dense kernel to int32 words [Mp / block, Kq, block], a word holding 4 int8 (or 2 int16)
     consecutive k of one column. Where products are looked up (``lookups``), a panel is 64 bytes wide, of
-    which each holds codes k, k + Kq and k + 2 Kq of one column.
+    which each holds codes k, k + Kq and k + 2 Kq of one column. Where rows are added (``bitsums``), they are
+    uint8 [K + 1, Mp / 2], bytes of a code of each of two columns that are 64 apart, the last row of zeros.
 
 Float weights [K, M]
     Stored as the panels that the kernel reads: float32 [Mp / block, K, block].
@@ -274,7 +275,7 @@ class WeightLayout:
         outputs: M.
         padded: Mp.
         block: Columns of a panel.
-        group: Consecutive k in a 32-bit word: 4 or 2; or 3 codes in a byte.
+        group: Consecutive k in a 32-bit word: 4 or 2; or 3 codes in a byte; 1 where rows are added.
         zero2: Doubled zero point of the codes.
         depth: Words of a column come in multiples of it; what is behind the last input is undefined.
     """

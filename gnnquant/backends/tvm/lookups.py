@@ -125,7 +125,9 @@ def gemm(kernel: RowKernel, q: Codes, layout: WeightLayout, dense: Any, sums: tu
     across, along = panels // wide, q.size // tall
 
     def tile(panel: Any, above: Any) -> None:
-        acc = _Sums(kernel, tall * wide, layout)
+        acc = _Lookups(kernel, tall * wide, layout)
+        # a single vector may have fewer columns
+        columns = min(layout.padded, CODES)
 
         def fours(index: Any) -> None:
             acc.clear()
@@ -134,21 +136,21 @@ def gemm(kernel: RowKernel, q: Codes, layout: WeightLayout, dense: Any, sums: tu
                 rows = [threes + (above * tall + r) * size + first for r in range(tall)]
                 codes = [b.let(reinterpret(kernel.load("uint8", row, FOUR), "int32")) for row in rows]
                 for i in range(FOUR):
-                    columns = [
+                    threes_of = [
                         b.let(reinterpret(dense[panel * wide + c, first + i, span(0, LANES)], "uint8", CODES))
                         for c in range(wide)
                     ]
                     for r in range(tall):
                         line = acc.line(shift_right(codes[r], 8 * i, "int32", 1) & const(CODES - 1))
                         for c in range(wide):
-                            acc.add(r * wide + c, line, columns[c])
+                            acc.look_up(r * wide + c, line, threes_of[c])
             acc.flush()
 
         kernel.each(layout.words // (acc.fours * FOUR), fours)
         for r in range(tall):
             for c in range(wide):
                 first = (panel * wide + c) * CODES
-                acc.save(r * wide + c, total + (above * tall + r) * stride + first)
+                acc.save(r * wide + c, total + (above * tall + r) * stride + first, columns)
 
     def one(panel: Any, above: Any) -> None:
         if kernel.stream is not None:
@@ -182,8 +184,69 @@ def _three_to_a_byte(kernel: RowKernel, q: Codes, layout: WeightLayout) -> tuple
     return start, size
 
 
-class _Sums:
-    """Vectors of 64 sums in registers.
+class ByteSums:
+    """Vectors of 64 sums in registers: of bytes, and of 16 bits to which bytes go before they overflow.
+
+    Args:
+        kernel: Where.
+        count: Vectors.
+    """
+
+    def __init__(self, kernel: RowKernel, count: int) -> None:
+        self._kernel, self._count = kernel, count
+        b = kernel.b
+        self._bytes = b.registers(count, "uint8", CODES)
+        # of 16 bits: sums of pairs of bytes, and of the upper byte of each
+        self._pairs, self._upper = (b.registers(count, "uint16", WORDS) for _ in range(2))
+        for i in range(count):
+            b.store(self._pairs, splat(const(0, "uint16"), WORDS), i)
+            b.store(self._upper, splat(const(0, "uint16"), WORDS), i)
+
+    def clear(self) -> None:
+        """Start bytes at 0."""
+        for i in range(self._count):
+            self._kernel.b.store(self._bytes, splat(const(0, "uint8"), CODES), i)
+
+    def add(self, i: int, value: Any) -> None:
+        """Add 64 bytes to those of a vector."""
+        self._kernel.b.store(self._bytes, self._bytes[i] + value, i)
+
+    def flush(self) -> None:
+        """Add bytes to the sums of 16 bits."""
+        b = self._kernel.b
+        for i in range(self._count):
+            pairs = b.let(reinterpret(self._bytes[i], "uint16", WORDS))
+            b.store(self._pairs, self._pairs[i] + pairs, i)
+            b.store(self._upper, self._upper[i] + shift_right(pairs, 8, "uint16", WORDS), i)
+
+    def double(self) -> None:
+        """Twice the sums of 16 bits."""
+        for i in range(self._count):
+            for sums in (self._pairs, self._upper):
+                self._kernel.b.store(sums, sums[i] + sums[i], i)
+
+    def shift(self, value: Any) -> None:
+        """Add a number of 16 bits to all sums."""
+        b = self._kernel.b
+        both = b.let(splat(value * const(257, "uint16"), WORDS))
+        for i in range(self._count):
+            b.store(self._pairs, self._pairs[i] + both, i)
+            b.store(self._upper, self._upper[i] + splat(value, WORDS), i)
+
+    def save(self, i: int, place: Any, columns: int = CODES) -> None:
+        """Write sums as int32, in the order of columns (``column_order``)."""
+        b = self._kernel.b
+        upper = b.let(self._upper[i])
+        lower = b.let(self._pairs[i] - shift_left(upper, 8, "uint16", WORDS))
+        halves = [b.let(reinterpret(half, "int32", LANES)) for half in (lower, upper)]
+        for part in range(-(-columns // LANES)):
+            word = halves[part % 2]
+            word = shift_left(word, 16, "int32", LANES) if part < 2 else word
+            self._kernel.save("int32", shift_right(word, 16, "int32", LANES), place + part * LANES, LANES)
+
+
+class _Lookups(ByteSums):
+    """Sums of what is looked up.
 
     Attributes:
         fours: Fours of threes that are added to bytes before these are flushed.
@@ -195,54 +258,20 @@ class _Sums:
     """
 
     def __init__(self, kernel: RowKernel, count: int, layout: WeightLayout) -> None:
-        self._kernel, self._count = kernel, count
-        # a single vector may have fewer columns
-        self._columns = min(layout.padded, CODES)
+        super().__init__(kernel, count)
         zero2 = layout.zero2
-        b = kernel.b
         known = table(zero2)
         if zero2 not in kernel.tables:
             kernel.tables[zero2] = kernel.keep((known.sums + known.bias).astype(np.uint8).view(np.int32))
         self._table = kernel.tables[zero2]
-        self._bytes = b.registers(count, "uint8", CODES)
-        # of 16 bits: sums of pairs of bytes, and of the upper byte of each
-        self._pairs, self._upper = (b.registers(count, "uint16", WORDS) for _ in range(2))
         self.fours = divisor(layout.words // FOUR, known.few // FOUR)
-        low = -known.bias * layout.words
-        for i in range(count):
-            b.store(self._pairs, splat(const(low * 257 % 2**16, "uint16"), WORDS), i)
-            b.store(self._upper, splat(const(low % 2**16, "uint16"), WORDS), i)
+        self.shift(const(-known.bias * layout.words % 2**16, "uint16"))
 
     def line(self, three: Any) -> Any:
         """The line of the table for three codes of a row."""
         line = self._kernel.kept(self._table + cast(three, "int32") * LANES, LANES)
         return self._kernel.b.let(reinterpret(line, "uint8", CODES))
 
-    def add(self, i: int, line: Any, threes: Any) -> None:
+    def look_up(self, i: int, line: Any, threes: Any) -> None:
         """Add those bytes of ``line`` that 64 threes pick."""
-        found = intrinsic(self._kernel.machine.lookup, f"uint8x{CODES}", line, threes)
-        self._kernel.b.store(self._bytes, self._bytes[i] + found, i)
-
-    def clear(self) -> None:
-        """Start bytes at 0."""
-        for i in range(self._count):
-            self._kernel.b.store(self._bytes, splat(const(0, "uint8"), CODES), i)
-
-    def flush(self) -> None:
-        """Add bytes to the sums of 16 bits."""
-        b = self._kernel.b
-        for i in range(self._count):
-            pairs = b.let(reinterpret(self._bytes[i], "uint16", WORDS))
-            b.store(self._pairs, self._pairs[i] + pairs, i)
-            b.store(self._upper, self._upper[i] + shift_right(pairs, 8, "uint16", WORDS), i)
-
-    def save(self, i: int, place: Any) -> None:
-        """Write sums as int32, in the order of columns (``column_order``)."""
-        b = self._kernel.b
-        upper = b.let(self._upper[i])
-        lower = b.let(self._pairs[i] - shift_left(upper, 8, "uint16", WORDS))
-        halves = [b.let(reinterpret(half, "int32", LANES)) for half in (lower, upper)]
-        for part in range(-(-self._columns // LANES)):
-            word = halves[part % 2]
-            word = shift_left(word, 16, "int32", LANES) if part < 2 else word
-            self._kernel.save("int32", shift_right(word, 16, "int32", LANES), place + part * LANES, LANES)
+        self.add(i, intrinsic(self._kernel.machine.lookup, f"uint8x{CODES}", line, threes))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.tvm.codes import plane_of
 from gnnquant.backends.tvm.context import AHEAD
+from gnnquant.backends.tvm.dots import dot_quads
 from gnnquant.backends.tvm.edge_codes import BEHIND, KEPT
 from gnnquant.backends.tvm.emit import cast, const, reinterpret, shuffle, span, splat
-from gnnquant.backends.tvm.gemm import dot_quads
 from gnnquant.backends.tvm.layout import PlaneLayout, quads_of
 from gnnquant.backends.tvm.lookahead import Lookahead
 from gnnquant.backends.tvm.sums import RowSums

@@ -69,7 +69,7 @@ class RowKernel(Kernel):
             rows.
         statistics: Largest values of rows, by the first of the quantizers that need them.
         lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
-        stream: Asks for the rows of an input that the next block quantizes, in the next product.
+        stream: Asks for the rows of an input that the next block quantizes.
         tables: Where the pool has the tables of ``lookups``, by the doubled zero points of weights.
     """
 
@@ -207,8 +207,11 @@ class RowKernel(Kernel):
         if self.block == 1:
             body(0)
         else:
+            ask = self.stream.rows() if self.stream is not None else None
             with self.b.loop(self.rows) as r:
                 body(r)
+                if ask is not None:
+                    ask(r)
                 if self.lookahead is not None:
                     self.lookahead.turn(r)
             if self.lookahead is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gnnquant.backends.tvm.bitsums import row_bytes
 from gnnquant.backends.tvm.emit import (
     Builder,
     cast,
@@ -87,19 +88,47 @@ def join(name: str, layout: WeightLayout) -> Any:
     b = Builder(name)
     unpacked = b.argument("unpacked", (b.size("size"),), "int8")
     dense = b.argument("dense", (layout.panels, layout.words, LANES), "int32")
-    odd = layout.zero2 % 2
-    offset = splat(const(layout.zero2 if odd else layout.zero2 // 2, "int8"), CODES)
-    mask = splat(const(0x03030303), LANES)
 
     def body() -> None:
         with b.loop(layout.panels) as panel, b.loop(layout.words) as k:
             word = None
             for i in range(GROUP):
                 place = (k + i * layout.words) * layout.padded + panel * CODES
-                codes = reinterpret(unpacked[span(place, CODES)] + offset, "int32", LANES)
-                codes = shift_left(shift_right(codes, odd, "int32", LANES) & mask, 2 * i, "int32", LANES)
+                codes = shift_left(_codes(unpacked[span(place, CODES)], layout), 2 * i, "int32", LANES)
                 word = codes if word is None else word | codes
             ordered = shuffle([reinterpret(word, "int8", CODES)], column_order())
             b.store(dense, reinterpret(ordered, "int32", LANES), panel, k, span(0, LANES))
 
     return b.function(body)
+
+
+def nibbles(name: str, layout: WeightLayout) -> Any:
+    """``name(unpacked int8 [size], rows uint8 [inputs + 1, bytes])``: integers to codes, 4 bits apart.
+
+    The upper codes of bytes are those of the 64 columns after the lower ones'. The last row is of zeros.
+    """
+    b = Builder(name)
+    unpacked = b.argument("unpacked", (b.size("size"),), "int8")
+    rows = b.argument("rows", (layout.inputs + 1, row_bytes(layout)), "uint8")
+
+    def body() -> None:
+        for first in range(0, layout.padded, 2 * CODES):
+            place = span(first // 2, CODES)
+            with b.loop(layout.inputs) as k:
+                both = None
+                for i, column in enumerate(range(first, min(first + 2 * CODES, layout.padded), CODES)):
+                    codes = _codes(unpacked[span(k * layout.padded + column, CODES)], layout)
+                    codes = shift_left(codes, 4 * i, "int32", LANES)
+                    both = codes if both is None else both | codes
+                b.store(rows, shuffle([reinterpret(both, "uint8", CODES)], column_order()), k, place)
+            b.store(rows, splat(const(0, "uint8"), CODES), layout.inputs, place)
+
+    return b.function(body)
+
+
+def _codes(integers: Any, layout: WeightLayout) -> Any:
+    """int32 [16]: the 2-bit codes of 64 integers of a weight, in the bytes of the lanes."""
+    odd = layout.zero2 % 2
+    offset = splat(const(layout.zero2 if odd else layout.zero2 // 2, "int8"), CODES)
+    codes = reinterpret(integers + offset, "int32", LANES)
+    return shift_right(codes, odd, "int32", LANES) & splat(const(0x03030303), LANES)

@@ -410,6 +410,17 @@ def lookups(shapes: tuple[tuple[int, int], ...] = LOOKUPS) -> IntegerGraph:
     return m.finish(*out)
 
 
+def rare(bits: int) -> IntegerGraph:
+    """Products of codes most of which may be 0, of many shapes; weights with each kind of zero point."""
+    m = Maker(110 + bits)
+    x = m.input("x", 300)
+    out = []
+    for inputs, outputs, zero2 in ((150, 64, 3), (300, 96, 3), (64, 65, 0), (129, 130, 4), (300, 300, 3)):
+        codes = m.quantize(m.pick(x, list(range(inputs))), bits, 0)
+        out.append(m.gemm(codes, outputs, bits, zero2 if bits == 2 else SIGNED[bits]))
+    return m.finish(*out)
+
+
 def floats(reduce: str = "sum", heads: int = 2, features: int = 22) -> IntegerGraph:
     """What is not quantized: weighted sums of float rows, elementwise functions, broadcasting."""
     m = Maker(30)

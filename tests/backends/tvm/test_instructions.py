@@ -275,23 +275,28 @@ def test_sums_that_are_looked_up_fit(zero2: int) -> None:
 
 
 def test_largest_sums_are_exact() -> None:
-    """All codes the largest, as many inputs as sums of 16 bits allow, and one more."""
+    """All codes the largest, as many inputs as sums of 16 bits allow, and one more; in few rows, and in all."""
     most = lookups.table(3).most_inputs
     for inputs in (most, most + 1):
         m = graphs.Maker(7)
         x = m.input("x", inputs)
-        graph = m.finish(m.gemm(m.quantize(x, 2, 0), 64, 2))
-        codes = np.full((inputs, 64), 3, dtype=np.uint8)
+        graph = m.finish(m.gemm(m.quantize(x, 2, 0), 96, 2))
+        codes = np.full((inputs, 96), 3, dtype=np.uint8)
         codes[:, ::2] = 0
         weight = graph.weights["w0"]
         graph.weights["w0"] = replace(weight, data=pack_codes(codes, 2))
-        check_call(graph, Library(build(graph)), {"x": np.ones((9, inputs), dtype=np.float32)})
+        library = Library(build(graph))
+        ones = np.ones((9, inputs), dtype=np.float32)
+        check_call(graph, library, {"x": ones})
+        ones[1:] = 0
+        check_call(graph, library, {"x": ones})
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_zeros_are_skipped(native: bool, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("bits", [4, 2])
+def test_zeros_are_skipped(bits: int, native: bool, request: pytest.FixtureRequest) -> None:
     """Rows without codes, with one, with a few more than half of 64, and with all; the last part is short."""
-    graph = graphs.gcn(4, signed=False, features=150, hidden=64)
+    graph = graphs.rare(bits)
     if native:
         library = Library(build(graph))
     else:
@@ -301,10 +306,15 @@ def test_zeros_are_skipped(native: bool, request: pytest.FixtureRequest) -> None
     inputs = graphs.values(graph, 40, 100)
     rng = np.random.default_rng(3)
     x = np.zeros_like(inputs["x"])
-    for row, many in zip((1, 9, 10, 17, 25, 26, 39), (1, 33, 34, 150, 64, 65, 150), strict=True):
-        x[row, rng.permutation(150)[:many]] = 1 + rng.random(many)
+    # many columns of a row, among few of the rows that are computed together
+    for row, many in zip((1, 9, 10, 17, 25, 26, 39), (1, 33, 34, 300, 64, 65, 300), strict=True):
+        x[row, rng.permutation(300)[:many]] = rng.random(many) ** 2
+    x[39] = 1
     x[30, 149] = x[31, 63] = x[32, 64] = 5
     inputs["x"] = x
+    check_call(graph, library, inputs)
+    # as many that are not 0 as make up for those that are
+    inputs["x"] = rng.random(x.shape, dtype=np.float32) - np.float32(0.6)
     check_call(graph, library, inputs)
 
 
