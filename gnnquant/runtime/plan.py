@@ -14,7 +14,7 @@ import numpy as np
 
 from gnnquant.integer_graph import ONE, GraphInput, IndexNode, Parameter
 
-GRAPH_PADDING = 128
+GRAPH_PADDING = 1024
 """Entries appended to every index array (zeros), so that kernels may prefetch ahead."""
 ROW_PADDING = 64
 """Memory for the rows of a space has room for a multiple of so many: all that lies in it is then aligned."""

@@ -30,8 +30,8 @@ from gnnquant.backends.tvm.emit import (
     vector_type,
 )
 from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
-from gnnquant.backends.tvm.lookahead import Stream
 from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ONE
 

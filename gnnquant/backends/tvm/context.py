@@ -34,9 +34,10 @@ NEAR, FAR = 16, 64
 The second takes many more requests at a time than the first, and keeps what came before it is needed. All
 distances are less than ``GRAPH_PADDING`` less the edges that a kernel reads together.
 """
-AHEAD = 96
-"""Edges ahead of which codes, and what edges weigh, are asked for, into the second cache: a block of rows
-of a sparse graph. Codes are few bytes: that they wait there is soon made up for."""
+AHEAD, WAITING = 960, 2**16
+"""Most edges ahead of which codes, and what edges weigh, are asked for, into the second cache; and most bytes
+that wait there. They are more than a block of rows has: its edges are weighed before the first is summed.
+"""
 LINE = 64
 """Bytes of a cache line."""
 SCRATCH = {"float32": "scratch.f32", "uint8": "scratch.u8", "int32": "scratch.i32"}
@@ -281,16 +282,6 @@ class Kernel:
         self._pool.append(padded)
         self._pooled += padded.size
         return self._pooled - padded.size
-
-    def promised(self) -> tuple[int, Callable[[int], None]]:
-        """Room in the pool for an int32 that is known later: its offset, and how to set it."""
-        offset = self.keep(np.zeros(1, dtype=np.int32))
-        room = self._pool[-1].view(np.int32)
-
-        def settle(value: int) -> None:
-            room[0] = value
-
-        return offset, settle
 
     def kept(self, index: Any, lanes: int = 1) -> Any:
         """Elements of the pool."""

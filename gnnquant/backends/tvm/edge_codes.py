@@ -156,6 +156,12 @@ class EdgeCodes:
         if self._places is not None:
             self.place = self._places.of(r)
 
+    @property
+    def lines(self) -> int:
+        """Cache lines that :meth:`ask` asks for."""
+        inlined = self.weights is not None and self.weights.inlined is not None
+        return int(self.scales is not None) + int(inlined)
+
     def ask(self, edge: Any, source: Any) -> None:
         """Prefetch what tells the weight of an edge that comes later, whose source is ``source``."""
         b = self.kernel.b

@@ -29,8 +29,8 @@ from gnnquant.backends.tvm.layout import (
     panels,
     round_up,
 )
-from gnnquant.backends.tvm.lookahead import Stream
 from gnnquant.backends.tvm.partition import resolve
+from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
 
 if TYPE_CHECKING:

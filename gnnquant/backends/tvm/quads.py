@@ -6,12 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.tvm.codes import plane_of
-from gnnquant.backends.tvm.context import AHEAD
 from gnnquant.backends.tvm.dots import dot_quads
 from gnnquant.backends.tvm.edge_codes import BEHIND, KEPT
 from gnnquant.backends.tvm.emit import cast, const, reinterpret, shuffle, span, splat
 from gnnquant.backends.tvm.layout import PlaneLayout, quads_of
-from gnnquant.backends.tvm.lookahead import Lookahead
 from gnnquant.backends.tvm.sums import RowSums
 
 if TYPE_CHECKING:
@@ -43,8 +41,6 @@ class QuadSum(RowSums):
         self.head_columns = node.columns // self.heads
         layout = self.layout
         self.together = min(kernel.machine.sums // (layout.vectors * layout.planes), layout.units)
-        self.lookahead: Lookahead | None = None
-        self.asking = True
 
     def emit(self) -> Rows:
         """The float rows."""
@@ -60,38 +56,16 @@ class QuadSum(RowSums):
 
         # of all rows first: processors work ahead on a row that does not wait for what the last one found
         self.kernel.each_row(weigh)
-        if sum(node.op == "spmm" for node in self.kernel.stage.nodes) == 1:
-            self.lookahead = Lookahead(self.kernel, self.indptr, self.codes, self._ask_all)
-        rows = super().emit()
-        if self.lookahead is not None:
-            self.lookahead.begin()
-        return rows
-
-    def _ask_all(self, edge: Any) -> None:
-        """Prefetch all that the sum reads of an edge."""
-        node = self.kernel.b.let(self.indices[edge])
-        self._ask_columns(node, 0, self.layout.row_bytes)
-        self.edge_codes.ask(edge, node)
+        return super().emit()
 
     def _row(self, r: Any) -> None:
         first, degree = self._edges(r)
         self.edge_codes.select(r)
         self.kernel.b.branch(
             degree <= KEPT,
-            lambda: self._short_row(r, first, degree),
+            lambda: self._sum_edges(first, degree, self._finished(r, degree)),
             lambda: self._any_row(r, first, degree),
         )
-
-    def _short_row(self, r: Any, first: Any, degree: Any) -> None:
-        def some(asking: bool) -> None:
-            self.asking = asking
-            self._sum_edges(first, degree, self._finished(r, degree))
-            self.asking = True
-
-        if self.lookahead is None:
-            some(True)
-        else:
-            self.kernel.b.branch(self.lookahead.alone, lambda: some(True), lambda: some(False))
 
     def _sum_run(self, start: Any, count: Any, add: bool) -> None:
         kernel, lanes = self.kernel, self.kernel.lanes
@@ -163,10 +137,10 @@ class QuadSum(RowSums):
         kernel, b, layout, lanes = self.kernel, self.kernel.b, self.layout, self.kernel.lanes
         units = 1 + max(number for number, _, _ in slots)
         nodes = [b.let(self.indices[edge + i]) for i in range(4)]
-        for i in range(4 if self.asking else 0):
+        for i in range(4):
             ahead = self._ask(edge + i, first * layout.unit, units * layout.unit)
             if isinstance(first, int) and first == 0:
-                self.edge_codes.ask(b.let(edge + (AHEAD + i)), ahead)
+                self.edge_codes.ask(b.let(edge + (self.ahead + i)), ahead)
         for number in range(units):
             place = span((first + number) * layout.unit, layout.unit)
             rows = [b.let(self.codes[node, place]) for node in nodes]

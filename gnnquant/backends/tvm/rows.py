@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gnnquant.backends.tvm.context import Context
-    from gnnquant.backends.tvm.lookahead import Lookahead, Stream
+    from gnnquant.backends.tvm.stream import Stream
     from gnnquant.integer_graph import Node
 
 INTEGER_BLOCK, FLOAT_BLOCK = 8, 24
@@ -68,7 +68,6 @@ class RowKernel(Kernel):
         across: Numbers of rows that follow from index arrays: ``across[name](r, lanes)`` is that of ``lanes``
             rows.
         statistics: Largest values of rows, by the first of the quantizers that need them.
-        lookahead: Asks for what the next block gathers, in the loops over the rows of this one.
         stream: Asks for the rows of an input that the next block quantizes.
         tables: Where the pool has the tables of ``lookups``, by the doubled zero points of weights.
     """
@@ -100,7 +99,6 @@ class RowKernel(Kernel):
         self.values: dict[str, Rows | Codes] = {}
         self.across: dict[str, Callable[[Any, int], Any]] = {}
         self.statistics: dict[str, Callable[[Any], Any]] = {}
-        self.lookahead: Lookahead | None = None
         self.stream: Stream | None = None
         self.tables: dict[int, int] = {}
         self.outputs = outputs
@@ -152,8 +150,6 @@ class RowKernel(Kernel):
                 if self.block > 1:
                     self.rows = b.let(tirx.min(const(self.block), stop - self.base))
                 self.compute()
-                if self.lookahead is not None:
-                    self.lookahead.finish()
             for node in reductions:
                 segments.finish(self, node)
             if self._tiled:
@@ -212,10 +208,6 @@ class RowKernel(Kernel):
                 body(r)
                 if ask is not None:
                     ask(r)
-                if self.lookahead is not None:
-                    self.lookahead.turn(r)
-            if self.lookahead is not None:
-                self.lookahead.next_loop()
 
     def operand(self, name: str) -> Rows | Codes:
         """The value of a node, wherever it lives."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
-from gnnquant.backends.tvm.context import AHEAD, LINE, fail
+from gnnquant.backends.tvm.context import AHEAD, LINE, WAITING, fail
 from gnnquant.backends.tvm.edge_codes import EdgeCodes
 from gnnquant.backends.tvm.emit import cast, const, maximum, product, splat
 from gnnquant.backends.tvm.layout import round_up
@@ -61,6 +61,8 @@ class RowSums:
         self.wide = kernel.reserve("int64", self.padded)
         self.run = run
         self.edge_codes = EdgeCodes(kernel, node, stored, source, run=run, dtype=dtype)
+        lines = -(-stored.layout.row_bytes // LINE) + self.edge_codes.lines
+        self.ahead = min(AHEAD, WAITING // (lines * LINE))
         self.save: Any = None
 
     def emit(self) -> Rows:
@@ -70,16 +72,12 @@ class RowSums:
         return Rows(self.node.columns, True, rows.at, True)
 
     def _ask(self, e: Any, first: Any, size: int) -> Any:
-        """Prefetch ``size`` bytes of the row of the edge ``AHEAD`` of ``e``; returns its source."""
+        """Prefetch ``size`` bytes of the row of the edge that is ``ahead`` of ``e``; returns its source."""
         b = self.kernel.b
-        ahead = b.let(self.indices[e + AHEAD])
-        self._ask_columns(ahead, first, size)
-        return ahead
-
-    def _ask_columns(self, source: Any, first: Any, size: int) -> None:
-        """Prefetch ``size`` bytes of a row."""
+        source = b.let(self.indices[e + self.ahead])
         for line in range(0, size, LINE):
-            self.kernel.b.prefetch(self.codes[source, first + line], 2)
+            b.prefetch(self.codes[source, first + line], 2)
+        return source
 
     def _row(self, r: Any) -> None:
         self._any_row(r, *self._edges(r))

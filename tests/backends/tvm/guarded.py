@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from gnnquant.backends.tvm import lookahead
 from gnnquant.runtime.memory import ALIGNMENT, address_of
 from tests.backends.tvm import graphs
 from tests.backends.tvm.driver import Library, Memory
@@ -83,8 +82,6 @@ def run(name: str, side: str, threads: int) -> None:
 def main() -> None:
     """Run the models that the command line names; ``overrun`` reads one element too many."""
     side, *names = sys.argv[1:]
-    # blocks of these graphs ask for the next one's edges, as those of large graphs do, unless it has many
-    lookahead.SMALL, lookahead.MOST = 0, 40
     for name in names:
         print(name, flush=True)
         if name == "overrun":

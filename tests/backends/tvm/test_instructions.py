@@ -275,7 +275,7 @@ def test_sums_that_are_looked_up_fit(zero2: int) -> None:
 
 
 def test_largest_sums_are_exact() -> None:
-    """All codes the largest, as many inputs as sums of 16 bits allow, and one more; in few rows, and in all."""
+    """All codes the largest, in all rows or few; as many inputs as sums of 16 bits allow, and one more."""
     most = lookups.table(3).most_inputs
     for inputs in (most, most + 1):
         m = graphs.Maker(7)

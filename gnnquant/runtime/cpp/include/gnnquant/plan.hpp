@@ -35,7 +35,7 @@ struct InputInfo {
 namespace detail {
 
 inline constexpr std::int64_t kInt32Max = 2147483647;
-inline constexpr std::int64_t kGraphPadding = 128;
+inline constexpr std::int64_t kGraphPadding = 1024;
 inline constexpr std::int64_t kRowPadding = 64;
 inline constexpr char kOne[] = "one";
 inline const std::vector<std::string> kGraphParts = {"indptr", "src", "dst", "edge_id", "partition"};
