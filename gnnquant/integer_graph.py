@@ -239,6 +239,11 @@ class Node:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+def integer_steps(zero2: int) -> tuple[int, int]:
+    """``(step, zero)``: the integers of a weight with that doubled zero point are ``step * code - zero``."""
+    return (2, zero2) if zero2 % 2 else (1, zero2 // 2)
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """A weight matrix [K, M] stored at its bit width.
@@ -268,9 +273,8 @@ class PackedWeight:
     @property
     def integers(self) -> NDArray[np.int8]:
         """The integers that enter the accumulation, int8 [K, M]."""
-        codes = self.codes.astype(np.int16)
-        value = 2 * codes - self.zero2 if self.zero2 % 2 else codes - self.zero2 // 2
-        return value.astype(np.int8)
+        step, zero = integer_steps(self.zero2)
+        return (step * self.codes.astype(np.int16) - zero).astype(np.int8)
 
     @property
     def column_scale(self) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from gnnquant.backends.tvm.emit import cast, const, mask_of, reinterpret, shift_
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.lookups import CODES, GROUP, WORDS, ByteSums
 from gnnquant.backends.tvm.nonzeros import MASKED, ones, positions_to_front
+from gnnquant.integer_graph import integer_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,7 @@ def _rows(context: Context, layout: WeightLayout, name: str) -> str:
     return buffer
 
 
-def row_sums(kernel: RowKernel, q: Codes, layout: WeightLayout, name: str) -> Callable[[Any, Any, Any], None]:
+def row_sums(kernel: RowKernel, q: Codes, layout: WeightLayout, name: str) -> Callable[[Any, Any], None]:
     """Emits the sums of a row, as ``sparse`` does it for other codes."""
     b = kernel.b
     rows = kernel.buffer(_rows(kernel.context, layout, name))
@@ -98,8 +99,8 @@ def row_sums(kernel: RowKernel, q: Codes, layout: WeightLayout, name: str) -> Ca
                 high = shift_right(reinterpret(total, "uint16", WORDS), 4, "uint16", WORDS)
                 sums.add(v + 1, reinterpret(high, "uint8", CODES) & low)
 
-    def row(start: Any, _: Any, total: Any) -> None:
-        find(start)
+    def row(r: Any, total: Any) -> None:
+        find(q.start + r * q.stride)
 
         def panel(index: Any, count: int) -> None:
             first = index * PANEL
@@ -114,11 +115,10 @@ def row_sums(kernel: RowKernel, q: Codes, layout: WeightLayout, name: str) -> Ca
                 if bit:
                     sums.double()
             # the weight's integers are its codes less the zero point, or twice as much
-            odd = layout.zero2 % 2
-            if odd:
+            step, zero = integer_steps(layout.zero2)
+            if step == 2:
                 sums.double()
             codes = sum(counts[bit] * 2**bit for bit in range(q.bits))
-            zero = layout.zero2 if odd else layout.zero2 // 2
             sums.shift(b.let(cast(codes * -zero, "uint16")))
             for v in range(count):
                 sums.save(v, total + (first + v) * CODES)

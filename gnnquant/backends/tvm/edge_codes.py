@@ -122,6 +122,7 @@ class EdgeCodes:
         weight = resolve(kernel.context.graph, node.inputs[1]) if len(node.inputs) > 1 else ""
         weighed = node.attrs.get("per") == "source" and weight in kernel.context.weighed.get(source.name, ())
         self.weights = None if weighed else edge_weights(kernel, node)
+        self._inlined = None if self.weights is None else self.weights.inlined
         scale = weighed_scales(kernel.context, source, weight) if weighed else stored.scale
         self.scales = kernel.buffer(scale) if scale else None
         # one weight for all edges: 127 unless the scale is 0
@@ -159,16 +160,15 @@ class EdgeCodes:
     @property
     def lines(self) -> int:
         """Cache lines that :meth:`ask` asks for."""
-        inlined = self.weights is not None and self.weights.inlined is not None
-        return int(self.scales is not None) + int(inlined)
+        return int(self.scales is not None) + int(self._inlined is not None)
 
     def ask(self, edge: Any, source: Any) -> None:
         """Prefetch what tells the weight of an edge that comes later, whose source is ``source``."""
         b = self.kernel.b
         if self.scales is not None:
             b.prefetch(self.scales[source], 2)
-        if self.weights is not None and self.weights.inlined is not None:
-            self.weights.inlined.ask(edge)
+        if self._inlined is not None:
+            self._inlined.ask(edge)
 
     def begin(self, first: Any, degree: Any) -> None:
         """Units of a row, and zeros for its sums."""

@@ -32,6 +32,7 @@ from gnnquant.backends.tvm.layout import (
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
+from gnnquant.integer_graph import integer_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,8 +192,8 @@ def _largest(weight: PackedWeight) -> int:
 
 def _check(node: Node, weight: PackedWeight, integers: Any, q: Codes) -> None:
     codes = weight.codes.astype(np.int64)
-    exact = 2 * codes - weight.zero2 if weight.zero2 % 2 else codes - weight.zero2 // 2
-    if (exact != integers).any():
+    step, zero = integer_steps(weight.zero2)
+    if (step * codes - zero != integers).any():
         raise fail(node, f"weight {node.attrs['weight']!r} has integers beyond 8 signed bits")
     if weight.shape[0] != q.columns:
         raise fail(node, f"its weight has {weight.shape[0]} inputs, its operand {q.columns} columns")

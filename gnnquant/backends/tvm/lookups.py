@@ -30,6 +30,7 @@ from gnnquant.backends.tvm.emit import (
     splat,
 )
 from gnnquant.backends.tvm.layout import divisor, round_up
+from gnnquant.integer_graph import integer_steps
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
@@ -82,8 +83,8 @@ class Table:
 def table(zero2: int) -> Table:
     """The table for weights with that doubled zero point."""
     codes = np.arange(CODES)[:, None] >> np.array([0, 2, 4]) & 3
-    integers = 2 * codes - zero2 if zero2 % 2 else codes - zero2 // 2
-    return Table(codes @ integers.T)
+    step, zero = integer_steps(zero2)
+    return Table(codes @ (step * codes - zero).T)
 
 
 def looks_up(machine: Machine, bits: int, weight: PackedWeight) -> bool:

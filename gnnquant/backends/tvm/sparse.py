@@ -54,33 +54,35 @@ def gemm(
     b = kernel.b
     total, stride = sums
     parts = -(-layout.inputs // MASKED)
-    masks = kernel.reserve("int64", q.size * parts) if kernel.machine.words else None
+    by_bits = bitsums.sums_bits(kernel.machine, layout)
+    masks = kernel.reserve("int64", q.size * parts) if kernel.machine.words and not by_bits else None
     found = b.registers(1, "int32")
     b.store(found, const(0), 0)
 
     def count(r: Any) -> None:
         start = q.start + r * q.stride
-        if masks is None:
+        if not kernel.machine.words:
             with b.loop(layout.inputs) as k:
                 code = kernel.load("uint8", start + k)
                 b.store(found, found[0] + choose(code != const(0, "uint8"), const(1), const(0)), 0)
             return
         with b.loop(parts) as part:
             mask = b.let(nonzero(kernel, start + part * MASKED))
-            kernel.save("int64", mask, masks + r * parts + part)
+            if masks is not None:
+                kernel.save("int64", mask, masks + r * parts + part)
             b.store(found, found[0] + ones(mask), 0)
 
     q.each_row(b, count)
-    if bitsums.sums_bits(kernel.machine, layout):
+    if by_bits:
         some = bitsums.row_sums(kernel, q, layout, name)
     else:
-        some = _row_sums(kernel, q, layout, name, reach)
+        some = _row_sums(kernel, q, layout, name, reach, masks)
 
     def skip() -> None:
         def row(r: Any) -> None:
             if kernel.stream is not None:
                 kernel.stream.ask(r, q.size)
-            some(q.start + r * q.stride, None if masks is None else masks + r * parts, total + r * stride)
+            some(r, total + r * stride)
 
         q.each_row(b, row)
 
@@ -89,20 +91,20 @@ def gemm(
 
 
 def _row_sums(
-    kernel: RowKernel, q: Codes, layout: WeightLayout, name: str, reach: int
-) -> Callable[[Any, Any, Any], None]:
-    """Emits the sums of codes that are not 0 times their rows of the weight.
+    kernel: RowKernel, q: Codes, layout: WeightLayout, name: str, reach: int, masks: int | None
+) -> Callable[[Any, Any], None]:
+    """Emits the sums of a row of codes, times their rows of the weight, and where they go.
 
-    They are given by where the codes are, which of them are not 0 (None where nobody has found them), and
-    where the sums go.
+    ``masks`` tell which codes are not 0, from that offset on; None where nobody has found them.
     """
     together = 4 if kernel.machine.by_quads(q.bits) else 2
     dtype = "uint8" if reach or together == 4 else "uint16"
     index = kernel.reserve("uint16", layout.inputs + MASKED)
     value = kernel.reserve(dtype, layout.inputs + MASKED)
 
-    def row(start: Any, masks: Any, total: Any) -> None:
-        count = compress(kernel, layout, start, masks, (index, value, dtype), together)
+    def row(r: Any, total: Any) -> None:
+        mine = None if masks is None else masks + r * -(-layout.inputs // MASKED)
+        count = compress(kernel, layout, q.start + r * q.stride, mine, (index, value, dtype), together)
         places = (index, value, count, total)
         if together == 4:
             _fours(kernel, layout, name, places)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.tvm.context import LINE
@@ -41,27 +41,33 @@ class Stream:
         after = [(False, share) for share in AFTER]
         shares = [(False, QUANTIZED), (True, MULTIPLIED), *after] if spread else [(True, 1.0)]
         # whether it is that of the product, its first line and the end of its lines
-        self._parts: list[tuple[bool, int, int]] = []
         ends = [0, *(round(lines * end) for end in accumulate(share for _, share in shares))]
-        for (of_product, _), first, last in zip(shares, ends, ends[1:], strict=False):
-            self._parts.append((of_product, first, last))
+        self._parts = [
+            (of_product, first, last)
+            for (of_product, _), (first, last) in zip(shares, pairwise(ends), strict=True)
+        ]
+
+    @property
+    def _multiplying(self) -> bool:
+        """Whether it is the product's turn."""
+        return bool(self._parts) and self._parts[0][0]
 
     def rows(self) -> Callable[[Any], None] | None:
         """Emits what a row of the next loop over those of the block asks for; None where it does not ask."""
-        if not self._parts or self._parts[0][0]:
+        if not self._parts or self._multiplying:
             return None
         _, first, last = self._parts.pop(0)
         return lambda r: self._share(first, last, r, self._kernel.block)
 
     def ask(self, turn: Any, turns: int) -> None:
         """What ``turn`` among ``turns`` of the product asks for."""
-        if self._parts and self._parts[0][0]:
+        if self._multiplying:
             _, first, last = self._parts[0]
             self._share(first, last, turn, turns)
 
     def multiplied(self) -> None:
         """The product is emitted, in all its ways."""
-        if self._parts and self._parts[0][0]:
+        if self._multiplying:
             self._parts.pop(0)
 
     def _share(self, first: int, last: int, turn: Any, turns: int) -> None:

@@ -18,6 +18,7 @@ from gnnquant.backends.tvm.emit import (
 )
 from gnnquant.backends.tvm.layout import CHUNK
 from gnnquant.backends.tvm.lookups import CODES, GROUP, LANES, column_order
+from gnnquant.integer_graph import integer_steps
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm.emit import Machine
@@ -31,7 +32,7 @@ def unpack(name: str, bits: int, zero2: int) -> Any:
     chunks = b.size("bytes")
     packed = b.argument("packed", (chunks,), "uint8")
     unpacked = b.argument("unpacked", (b.size("size"),), "int8")
-    offset = (zero2 if zero2 % 2 else zero2 // 2) % 256
+    step, zero = integer_steps(zero2)
 
     def body() -> None:
         with b.loop(chunks // CHUNK) as c:
@@ -40,8 +41,8 @@ def unpack(name: str, bits: int, zero2: int) -> Any:
                 u = shift_right(data, group * bits, "uint8", CHUNK)
                 if bits < 8:
                     u = u & splat(const(2**bits - 1, "uint8"), CHUNK)
-                u = u + u if zero2 % 2 else u
-                u = u - splat(const(offset, "uint8"), CHUNK)
+                u = u + u if step == 2 else u
+                u = u - splat(const(zero % 256, "uint8"), CHUNK)
                 place = span((c * groups + group) * CHUNK, CHUNK)
                 b.store(unpacked, reinterpret(u, "int8", CHUNK), place)
 
@@ -128,7 +129,6 @@ def nibbles(name: str, layout: WeightLayout) -> Any:
 
 def _codes(integers: Any, layout: WeightLayout) -> Any:
     """int32 [16]: the 2-bit codes of 64 integers of a weight, in the bytes of the lanes."""
-    odd = layout.zero2 % 2
-    offset = splat(const(layout.zero2 if odd else layout.zero2 // 2, "int8"), CODES)
-    codes = reinterpret(integers + offset, "int32", LANES)
-    return shift_right(codes, odd, "int32", LANES) & splat(const(0x03030303), LANES)
+    step, zero = integer_steps(layout.zero2)
+    codes = reinterpret(integers + splat(const(zero, "int8"), CODES), "int32", LANES)
+    return shift_right(codes, step - 1, "int32", LANES) & splat(const(0x03030303), LANES)
