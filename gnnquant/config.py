@@ -73,17 +73,21 @@ class QuantConfig:
     Example::
 
         QuantConfig(
+            activations=QuantSpec(granularity="tensor"),
             message=QuantSpec(bits=4),
             output=QuantSpec(enabled=True),
             sites={"convs.0.*": QuantSpec(bits=8)},
         )
 
     Attributes:
+        activations: Specification for all kinds but ``weight``; a kind's own wins over it, and outputs are
+            quantized only where their own says so.
         input: Specification for this kind, and likewise ``weight`` ... ``skip``: see
             ``SITE_KINDS``.
         sites: Glob over site names (``"convs.0.message"``) -> specification; later entries win.
     """
 
+    activations: QuantSpec = field(default_factory=QuantSpec)
     input: QuantSpec = field(default_factory=QuantSpec)
     weight: QuantSpec = field(default_factory=QuantSpec)
     message: QuantSpec = field(default_factory=QuantSpec)
@@ -109,6 +113,10 @@ class QuantConfig:
             granularity="column" if kind == "weight" else "row",
             enabled=kind != "output",
         )
+        if kind != "weight":
+            spec = spec.updated(self.activations)
+        if kind == "output":
+            spec = replace(spec, enabled=False)
         spec = spec.updated(getattr(self, kind))
         for pattern, override in self.sites.items():
             if fnmatchcase(site, pattern):

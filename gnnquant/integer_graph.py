@@ -47,13 +47,14 @@ spmm (x quantized, optional weight a [E, heads]) -> float, reduce "sum" or "mean
     Column j belongs to head ``j // (columns / heads)``. For destination i and head h, over its
     edges e from source j(e)::
 
-        v_e = a_e * s_j(e)                (s alone without weights)
+        v_e = a_e * s_j(e)                (s alone without weights; a alone with attrs["unscaled"])
         m   = max_e |v_e|
         r   = 127 / m  where m > 0, else 0
         e8  = round_half_even(v_e * r)    an 8-bit edge weight
         acc = sum_e e8 * (2 u_j(e) - zero2)      (exact integer, however large the degree)
         y   = f32(acc) * (m * f32(0.5 / 127))    then, for "mean",  y / f32(max(degree, 1))
 
+    ``unscaled`` sums have weights, and codes of one scale, which whoever reads them multiplies by.
     reduce "max" and "min" (tensor granularity, no edge weight): ``y = f32(max_e (2u - zero2)) * (s / 2)``,
     0 where there is no edge.
 
@@ -131,8 +132,8 @@ OPS: dict[str, str] = {
     "max and min (0 where there is no edge)",
     "row_reduce": "(x) over all rows in order, to ONE row; attrs['reduce']: sum (from 0), mean (sum / "
     "f32(max(rows, 1))), max and min (0 where there is no row)",
-    "spmm": "(q[, a]) see above; attrs graph, reduce, heads; q has the sources for rows, a the edges, or "
-    "the sources where attrs['per'] is 'source'",
+    "spmm": "(q[, a]) see above; attrs graph, reduce, heads, unscaled; q has the sources for rows, a the "
+    "edges, or the sources where attrs['per'] is 'source'",
     "float_spmm": "(x[, a]) the same on floats: sum, mean, max, min over a_e x_j(e) as in segment_reduce",
     # edge rows
     "gcn_norm": "([w]) d_src^-1/2 * w * d_dst^-1/2 with d the weighted in-degree; without w: 1, and "

@@ -23,6 +23,22 @@ def test_later_and_narrower_settings_win() -> None:
     assert config.resolve("conv.skip", "skip", 2).bits == 8
 
 
+def test_activations_are_all_kinds_but_weights() -> None:
+    """What a kind says of itself wins; outputs stay off unless theirs turns them on."""
+    config = QuantConfig(
+        activations=QuantSpec(granularity="tensor", enabled=True),
+        update=QuantSpec(granularity="row"),
+        output=QuantSpec(bits=4),
+    )
+    assert config.resolve("conv.message", "message", 2) == QuantSpec(2, "tensor", True)
+    assert config.resolve("conv.update", "update", 2) == QuantSpec(2, "row", True)
+    assert config.resolve("conv.skip", "skip", 2) == QuantSpec(8, "tensor", True)
+    assert config.resolve("conv.weight", "weight", 2) == QuantSpec(2, "column", True)
+    assert config.resolve("output", "output", 2) == QuantSpec(4, "tensor", False)
+    with pytest.raises(ValueError, match="not for it"):
+        QuantConfig(activations=QuantSpec(granularity="column")).resolve("conv.message", "message", 8)
+
+
 def test_bad_values_are_refused() -> None:
     """Widths and granularities that do not exist."""
     with pytest.raises(ValueError, match="bits"):

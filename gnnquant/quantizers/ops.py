@@ -99,7 +99,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     """Message passing ``out_i = reduce_(j -> i) edge_weight_ij * x_j`` on codes.
 
     The source's scale rides on the edge weight, which is quantized to 8 bits with one factor per
-    destination (and head), so that the sum runs over integers.
+    destination (and head), so that the sum runs over integers. One scale for all sources multiplies the sum.
 
     Args:
         x: [N, F] or [N, H, C] codes, or values where ``x_scale`` is ``None``.
@@ -121,6 +121,10 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
         out = _aggregate(x.index_select(0, source), target, num_nodes, f"a{reduce}")
         return dequantize(out, x_scale)
     dtype = x.dtype
+    # one scale for all sources multiplies the sum: weights of edges are rounded without it
+    factor = None
+    if x_scale is not None and x_scale.dim() == 0 and edge_weight is not None:
+        factor, x_scale = x_scale, torch.ones_like(x_scale)
     if x_scale is None:
         message = x.index_select(0, source)
         if edge_weight is not None:
@@ -136,7 +140,7 @@ def propagate(  # noqa: PLR0917 - positional, as fx graphs call it
     if reduce == "mean":
         count = torch.bincount(target, minlength=num_nodes).clamp(min=1).to(out.dtype)
         out = out / count.view(-1, *[1] * (out.dim() - 1))
-    return out.to(dtype)
+    return (out if factor is None else out * factor).to(dtype)
 
 
 class _EdgeCodes(torch.autograd.Function):

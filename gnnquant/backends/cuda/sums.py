@@ -33,12 +33,14 @@ def fits(values: Values, node: Node) -> bool:
 
 
 def edge_value(values: Values, kernel: Kernel, node: Node, edge: str, source: str) -> str:
-    """The weight of an edge times the scale of its source: what becomes an 8-bit edge weight."""
-    scale = values.scale(kernel, node.inputs[0], source)
+    """The weight of an edge, times the scale of its source: what becomes an 8-bit edge weight."""
     if len(node.inputs) == 1:
-        return scale
+        return values.scale(kernel, node.inputs[0], source)
     row = source if node.attrs.get("per") == "source" else edge
-    return f"{values.read(kernel, node.inputs[1], row, 'c')} * {scale}"
+    weight = values.read(kernel, node.inputs[1], row, "c")
+    if node.attrs.get("unscaled"):
+        return weight
+    return f"{weight} * {values.scale(kernel, node.inputs[0], source)}"
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,14 @@ def _spmm(state: State, node: Node, q: Codes, weight: str = "") -> str:
 def _edge_codes(state: State, node: Node, q: Codes, weight: str, heads: int) -> tuple[str, str]:
     """8-bit edge weights [E', heads] (as floats) and the real value [N, heads] of one unit of their sums.
 
-    ``v_e = a_e s_j`` is rounded to a multiple of the largest ``|v_e|`` of its destination / 127.
+    ``v_e = a_e s_j`` (``a_e`` of unscaled sums) is rounded to a multiple of the largest ``|v_e|`` of its
+    destination / 127.
     """
     graph, to = node.attrs["graph"], state.to
     edges = state.edges[graph]
-    if q.per_row:
+    if node.attrs.get("unscaled"):
+        value = _edge_weight(state, node, weight)
+    elif q.per_row:
         given = state.nodes[node.inputs[0]]
         scale = state.fit(q.scale, given.rows, edges.sources, len(q.shape))
         if len(q.shape) != 1:
@@ -119,7 +122,7 @@ def _edge_codes(state: State, node: Node, q: Codes, weight: str, heads: int) -> 
         value = to.op("Gather", scale, edges.src, axis=0)
     else:
         value = to.op("Expand", q.scale, state.dims(graph, 1))
-    if weight:
+    if weight and not node.attrs.get("unscaled"):
         value = to.op("Mul", _edge_weight(state, node, weight), value)
     largest = state.scatter(graph, to.op("Abs", value), heads, "max", 0.0)
     ratio = state.inverse(largest, EDGE_LEVELS)

@@ -211,9 +211,11 @@ def spmm(state: State, node: Node, q: QuantizedRows, weight: Tensor | None = Non
     if weight is None:
         value = scale
     elif node.attrs.get("per") == "source":
-        value = _fit(weight, sources).reshape(sources, heads)[csr.source] * scale
+        value = _fit(weight, sources).reshape(sources, heads)[csr.source]
     else:
-        value = _fit(weight, edges).reshape(edges, heads) * scale
+        value = _fit(weight, edges).reshape(edges, heads)
+    if weight is not None and not node.attrs.get("unscaled"):
+        value = value * scale
     largest = _segment_extreme(value.abs(), csr, "max")
     ratio = _inverse(largest, EDGE_LEVELS)
     codes = (value * ratio[csr.target]).round().to(torch.float64)

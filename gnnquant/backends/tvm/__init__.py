@@ -19,6 +19,7 @@ from gnnquant.backends.tvm.partition import (
     ROWS,
     Family,
     Stage,
+    known_codes,
     quantized_features,
     resolve,
     stages,
@@ -82,10 +83,12 @@ def build(
     graph = recomputed(graph).live()
     resolved = targets.resolve_target(target)
     machine, needs = targets.describe(resolved)
+    graph, known = known_codes(graph)
     context = Context(graph, machine, threads)
     _declare(context)
     context.features = quantized_features(graph) if prepared_features else frozenset()
     context.weighed = weighed_rows(graph)
+    context.known = known
     context.beside = weighed_beside(graph, context.features)
     kernels, of_graphs, of_features = _kernels(context, features=prepared_features)
     functions = {name: kernel() for name, kernel in KERNELS.items()}
@@ -146,7 +149,7 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
     quantize the input and nothing else.
     """
     from gnnquant.backends.tvm.edges import EdgeKernel, RootKernel
-    from gnnquant.backends.tvm.rows import RowKernel, WeighKernel
+    from gnnquant.backends.tvm.rows import EdgeCodesKernel, RowKernel, WeighKernel
 
     graph = context.graph
     kernels: list[Kernel] = []
@@ -154,6 +157,7 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
     of_features: set[str] = set()
     copied = {index: resolve(graph, name) for index, name in enumerate(graph.outputs)}
     apart = _weighed_apart(context)
+    rounded: set[str] = set()
     for number, stage in enumerate(stages(graph, features=features)):
         started = len(kernels)
         sums = [resolve(graph, node.inputs[0]) for node in stage.nodes if node.op == "spmm"]
@@ -162,6 +166,12 @@ def _kernels(context: Context, *, features: bool) -> tuple[list[Kernel], set[str
             for index, name in enumerate(dict.fromkeys(sums))
             if name in apart
         ]
+        for node in stage.nodes:
+            known = context.known.get(node.name)
+            if known is not None and known.codes not in rounded:
+                kernels.append(EdgeCodesKernel(context, f"k{number}_codes{len(rounded)}", node))
+                rounded.add(known.codes)
+                of_graphs.add(kernels[-1].b.name)
         if stage.family.kind == EDGE_VALUES:
             if any(node.op == "gcn_norm" for node in stage.nodes):
                 kernels.append(RootKernel(context, stage, f"k{number}_roots"))

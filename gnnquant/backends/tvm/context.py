@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gnnquant.backends.tvm.emit import Machine
     from gnnquant.backends.tvm.layout import WeightLayout
+    from gnnquant.backends.tvm.partition import Known
     from gnnquant.integer_graph import IntegerGraph, Node
 
 GRAPH_PARTS = {"indptr": "ends", "src": "entries", "dst": "entries", "edge_id": "entries"}
@@ -77,6 +78,7 @@ class Context:
         scratch: Elements of scratch per thread by type.
         weighed: Numbers of rows by which the scales of quantized values are multiplied (``weighed_rows``).
         beside: Those that are multiplied where the value is quantized (``weighed_beside``).
+        known: By sums the 8-bit weights of their edges that are the same in every call (``known_codes``).
         features: Values that are quantized ahead of the calls, before there is a graph.
         nodes: Nodes of the row program by name.
         graphs: Graphs of the index program by name.
@@ -92,6 +94,7 @@ class Context:
     scratch: dict[str, int] = field(default_factory=dict)
     weighed: dict[str, list[str]] = field(default_factory=dict)
     beside: dict[str, list[str]] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

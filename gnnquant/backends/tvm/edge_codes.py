@@ -9,7 +9,7 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm.codes import weighed_scales
-from gnnquant.backends.tvm.context import StoredCodes, fail
+from gnnquant.backends.tvm.context import fail
 from gnnquant.backends.tvm.emit import (
     cast,
     choose,
@@ -113,7 +113,7 @@ class EdgeCodes:
     """
 
     def __init__(
-        self, kernel: RowKernel, node: Node, stored: StoredCodes, source: Node, *, run: int, dtype: str
+        self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int, dtype: str
     ) -> None:
         self.kernel = kernel
         self.dtype = dtype
@@ -123,7 +123,7 @@ class EdgeCodes:
         weighed = node.attrs.get("per") == "source" and weight in kernel.context.weighed.get(source.name, ())
         self.weights = None if weighed else edge_weights(kernel, node)
         self._inlined = None if self.weights is None else self.weights.inlined
-        scale = weighed_scales(kernel.context, source, weight) if weighed else stored.scale
+        scale = weighed_scales(kernel.context, source, weight) if weighed else scale
         self.scales = kernel.buffer(scale) if scale else None
         # one weight for all edges: 127 unless the scale is 0
         self.constant = self.scales is None and len(node.inputs) == 1
@@ -131,6 +131,7 @@ class EdgeCodes:
         self.scale: Any = None
         self.first: Any = None
         self.place: Any = None
+        self.row: Any = 0
         self._places: _PerRow | None = None
         lanes, reserve = kernel.lanes, kernel.reserve
         self.indptr = kernel.graph_buffer(node.attrs["graph"], "indptr")
@@ -140,7 +141,7 @@ class EdgeCodes:
         self.select(0)
         if self.constant:
             return
-        if self.scales is None:
+        if self.scales is None and not node.attrs.get("unscaled"):
             self.scale = kernel.learned(source.attrs["scale"])
         self.single = self.heads == 1
         self.lanes = lanes if self.single else vector_lanes(self.heads, lanes)
@@ -153,6 +154,7 @@ class EdgeCodes:
 
     def select(self, r: Any) -> None:
         """Go on with row r of the block."""
+        self.row = r
         self.unit, self.totals = self._units.of(r), self._totals.of(r)
         if self._places is not None:
             self.place = self._places.of(r)
@@ -171,7 +173,7 @@ class EdgeCodes:
             self._inlined.ask(edge)
 
     def begin(self, first: Any, degree: Any) -> None:
-        """Units of a row, and zeros for its sums."""
+        """Units of the row, and zeros for its sums."""
         kernel, sums = self.kernel, self.sums
         self.first = first
         if self.constant:
@@ -430,20 +432,25 @@ class EdgeCodes:
         return _constant_weight(np.float32(self.source.attrs["scale"]))[0]
 
     def _values(self, edge: Any, lanes: int) -> Any:
-        """``a_e * s_j(e)`` of as many edges, for one head; behind a row's last come those of the next."""
+        """``v_e`` of as many edges, for one head; behind a row's last come those of the next."""
         if self.scales is None:
-            scale = self.scale(lanes)
+            scale = self.scale(lanes) if self.scale else None
         else:
             scale = shuffle([self.scales[self.indices[edge + i]] for i in range(lanes)], range(lanes))
-        return scale if self.weights is None else product(self.weights.along(edge, lanes), scale, lanes)
+        return scale if self.weights is None else _scaled(self.weights.along(edge, lanes), scale, lanes)
 
     def _value(self, edge: Any, head: Any, lanes: int) -> Any:
-        """``a_e * s_j(e)``, rounded once."""
-        scales, indices = self.scales, self.indices
-        scale = self.scale(lanes) if scales is None else splat(scales[indices[edge]], lanes)
-        if self.weights is None:
-            return scale
-        return product(self.weights.at(edge, head, lanes), scale, lanes)
+        """``v_e``, rounded once."""
+        if self.scales is None:
+            scale = self.scale(lanes) if self.scale else None
+        else:
+            scale = splat(self.scales[self.indices[edge]], lanes)
+        return scale if self.weights is None else _scaled(self.weights.at(edge, head, lanes), scale, lanes)
+
+
+def _scaled(weight: Any, scale: Any, lanes: int) -> Any:
+    """Weights of edges times the scales of their sources, where these are no factor of the sum."""
+    return weight if scale is None else product(weight, scale, lanes)
 
 
 class _PerRow:

@@ -8,11 +8,11 @@ level in the order of their kinds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import ELEMENTWISE
+from gnnquant.integer_graph import ELEMENTWISE, IndexNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,8 @@ VIRTUAL = frozenset({"input", "constant", "from_index", "lookup", "reshape", "ga
 FEATURES, EDGE_ROWS, EDGE_VALUES, ROWS, TOTALS = range(-1, 4)
 """Kinds of kernels: blocks of an input's rows, of edges, values of one edge after the other, blocks of rows,
 sums over all."""
+BEHIND, AFTER = 8, 64
+"""Zeros behind the weights of a destination's edges, and behind all, where these are kept as bytes."""
 NARROW = 16
 """Most columns of an elementwise value that is computed edge after edge beside a softmax."""
 
@@ -161,6 +163,68 @@ def weighed_beside(graph: IntegerGraph, features: frozenset[str] = frozenset()) 
     }
 
 
+def moving(graph: IntegerGraph) -> dict[str, bool]:
+    """Whether the float inputs reach a node; the others follow from constants and the index program alone."""
+    found: dict[str, bool] = {}
+    for node in graph.nodes:
+        found[node.name] = node.op == "input" or any(found[name] for name in node.inputs)
+    return found
+
+
+class Known(NamedTuple):
+    """Where the 8-bit weights of a graph's edges are.
+
+    Attributes:
+        size: The space of the codes: an entry of the index program.
+        codes: Their buffer, int8 as uint8 [size].
+        units: What they stand for, by destination, float32 [N].
+        totals: Their sums, int32 [N].
+    """
+
+    size: str
+    codes: str
+    units: str
+    totals: str
+
+
+def known_codes(graph: IntegerGraph) -> tuple[IntegerGraph, dict[str, Known]]:
+    """By sums of codes the 8-bit weights of their edges, where they follow from the graph.
+
+    They are rounded once for all calls, and shared by the sums over the same edges with the same weights. How
+    many bytes they take is computed by the index program of the graph that is returned.
+    """
+    moves = moving(graph)
+    index = list(graph.index)
+    found: dict[str, Known] = {}
+    for node in graph.nodes:
+        if node.op != "spmm" or not node.attrs.get("unscaled") or node.attrs["heads"] != 1:
+            continue
+        weight, edges = resolve(graph, node.inputs[1]), node.attrs["graph"]
+        if not moves[weight]:
+            parts = (f"edges.{part}.{edges}.{weight}" for part in Known._fields[1:])
+            found[node.name] = Known(_padded_size(index, edges, node.rows), *parts)
+    return replace(graph, index=index), found
+
+
+def _padded_size(index: list[IndexNode], edges: str, rows: str) -> str:
+    """A size with room for a byte an edge, ``BEHIND`` after each destination and ``AFTER`` at the end."""
+    names = {node.name for node in index}
+    size = f"{edges}.padded"
+    if size in names:
+        return size
+    parts = (node.name for node in index if node.op == "part" and node.inputs == (edges,))
+    entries = next(parts, f"{edges}.ends")
+    if entries not in names:
+        index.append(IndexNode(entries, "part", (edges,), {"part": "dst"}))
+    index.append(IndexNode(f"{edges}.length", "length", (entries,)))
+    index.append(IndexNode(f"{edges}.gaps", "size", (rows,), {"function": "mul", "right": BEHIND}))
+    index.append(
+        IndexNode(f"{edges}.bytes", "size", (f"{edges}.length", f"{edges}.gaps"), {"function": "add"})
+    )
+    index.append(IndexNode(size, "size", (f"{edges}.bytes",), {"function": "add", "right": AFTER}))
+    return size
+
+
 def quantized_features(graph: IntegerGraph) -> frozenset[str]:
     """The ``quantize`` nodes that read the float input, which nothing else reads.
 
@@ -239,12 +303,10 @@ class _Partition:
         return self.level[source.name] + int(its[:2] >= mine[:2])
 
     def _families(self) -> dict[str, Family]:
-        moving: dict[str, bool] = {}
-        for node in self.graph.nodes:
-            moving[node.name] = node.op == "input" or any(moving[name] for name in node.inputs)
+        moves = moving(self.graph)
         for node in reversed(self.computed):
-            if not moving[node.name] and self._with_readers(node, moving):
-                moving[node.name] = True
+            if not moves[node.name] and self._with_readers(node, moves):
+                moves[node.name] = True
                 self.with_readers.add(node.name)
         values = self._edge_values()
         found = {}
@@ -258,10 +320,10 @@ class _Partition:
                 kind, rows = TOTALS, self.nodes[node.inputs[0]].rows
             elif node.rows in self.graphs:
                 kind = EDGE_VALUES if node.name in values else EDGE_ROWS
-            found[node.name] = Family(kind, moving[node.name], rows)
+            found[node.name] = Family(kind, moves[node.name], rows)
         return found
 
-    def _with_readers(self, node: Node, moving: dict[str, bool]) -> bool:
+    def _with_readers(self, node: Node, moves: dict[str, bool]) -> bool:
         """Whether a number of a row is read in its row only, by what is computed in every call."""
         if node.op not in ELEMENTWISE or node.columns != 1 or node.rows in self.graphs:
             return False
@@ -271,7 +333,7 @@ class _Partition:
             for source, elsewhere in self.reads[user.name]
             if source is node
         ]
-        return bool(readers) and all(moving[user.name] and not away for user, away in readers)
+        return bool(readers) and all(moves[user.name] and not away for user, away in readers)
 
     def _edge_values(self) -> set[str]:
         """Softmaxes and normalisations, and narrow values that only lead to or only follow from them."""

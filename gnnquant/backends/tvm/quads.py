@@ -9,6 +9,7 @@ from gnnquant.backends.tvm.codes import plane_of
 from gnnquant.backends.tvm.dots import dot_quads
 from gnnquant.backends.tvm.edge_codes import BEHIND, KEPT
 from gnnquant.backends.tvm.emit import cast, const, reinterpret, shuffle, span, splat
+from gnnquant.backends.tvm.known_edges import KnownEdgeCodes
 from gnnquant.backends.tvm.layout import PlaneLayout, quads_of
 from gnnquant.backends.tvm.sums import RowSums
 
@@ -44,28 +45,31 @@ class QuadSum(RowSums):
 
     def emit(self) -> Rows:
         """The float rows."""
-        codes, weights = self.edge_codes, self.edge_codes.weights
-
-        def weigh(r: Any) -> None:
-            first, degree = self._edges(r)
-            codes.select(r)
-            with self.kernel.b.when(degree <= KEPT):
-                if weights is not None:
-                    weights.begin(r, first, degree)
-                codes.whole(first, degree, summed=self.zero2 != 0)
-
-        # of all rows first: processors work ahead on a row that does not wait for what the last one found
-        self.kernel.each_row(weigh)
+        if not isinstance(self.edge_codes, KnownEdgeCodes):
+            # of all rows first: processors work ahead on a row that does not wait for what the last one found
+            self.kernel.each_row(self._weigh)
         return super().emit()
+
+    def _weigh(self, r: Any) -> None:
+        codes, weights = self.edge_codes, self.edge_codes.weights
+        first, degree = self._edges(r)
+        codes.select(r)
+        with self.kernel.b.when(degree <= KEPT):
+            if weights is not None:
+                weights.begin(r, first, degree)
+            codes.whole(first, degree, summed=self.zero2 != 0)
 
     def _row(self, r: Any) -> None:
         first, degree = self._edges(r)
-        self.edge_codes.select(r)
-        self.kernel.b.branch(
-            degree <= KEPT,
-            lambda: self._sum_edges(first, degree, self._finished(r, degree)),
-            lambda: self._any_row(r, first, degree),
-        )
+        codes = self.edge_codes
+        codes.select(r)
+
+        def at_once() -> None:
+            if isinstance(codes, KnownEdgeCodes):
+                codes.whole(first, degree, summed=self.zero2 != 0)
+            self._sum_edges(first, degree, self._finished(r, degree))
+
+        self.kernel.b.branch(degree <= KEPT, at_once, lambda: self._any_row(r, first, degree))
 
     def _sum_run(self, start: Any, count: Any, add: bool) -> None:
         kernel, lanes = self.kernel, self.kernel.lanes

@@ -77,8 +77,11 @@ class _Copies:
         return name in self.made and self.readers[name] > 1
 
     def _kept_with_rows(self, node: Node, name: str) -> bool:
-        """Whether ``node`` reads a number of its row, and is no part of such a number itself."""
-        mine = name in self.of_rows and node.name not in self.of_rows
+        """Whether ``node`` reads a number of its row, and is no part of such a number itself.
+
+        Weights of unscaled sums are read once a graph.
+        """
+        mine = name in self.of_rows and node.name not in self.of_rows and not node.attrs.get("unscaled")
         return mine and node.op != "gather" and self.readers[name] > 1
 
     def _owner(self, node: Node, name: str) -> str:

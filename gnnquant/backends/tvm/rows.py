@@ -13,11 +13,13 @@ from tvm import tirx
 from gnnquant.backends.tvm import codes, segments, shapes, tiles
 from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredCodes, StoredRows, fail
+from gnnquant.backends.tvm.edge_codes import KEPT, EdgeCodes
 from gnnquant.backends.tvm.edges import EdgeValues
-from gnnquant.backends.tvm.emit import const, product, span, splat
+from gnnquant.backends.tvm.emit import cast, const, product, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
+from gnnquant.backends.tvm.known_edges import declared
 from gnnquant.backends.tvm.layout import round_up
-from gnnquant.backends.tvm.partition import EDGE_ROWS, ROWS, TOTALS, Family, Stage, resolve
+from gnnquant.backends.tvm.partition import BEHIND, EDGE_ROWS, ROWS, TOTALS, Family, Stage, resolve
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.integer_graph import ELEMENTWISE, ONE
 
@@ -435,3 +437,48 @@ class WeighKernel(RowKernel):
             scale = self.buffer(stored.scale)[self.base]
             found = self.buffer(codes.weighed_scales(self.context, quantizer, weight))
             self.b.store(found, product(self.reader(weight).at(self.base, 0, 1), scale, 1), self.base)
+
+
+class EdgeCodesKernel(RowKernel):
+    """The 8-bit weights of edges that follow from the graph, for all sums over them.
+
+    Args:
+        context: Of the build.
+        name: Of the kernel.
+        node: One of the sums.
+    """
+
+    def __init__(self, context: Context, name: str, node: Node) -> None:
+        """Nothing is computed but the weights."""
+        super().__init__(context, Stage(0, Family(ROWS, False, node.rows), [node]), name, [])
+
+    def compute(self) -> None:
+        """Emit the weights of the edges of a block of destinations."""
+        node, b = self.stage.nodes[0], self.b
+        source = self.context.nodes[resolve(self.context.graph, node.inputs[0])]
+        known = declared(self.context, node)
+        to, units, totals = (self.buffer(name) for name in (known.codes, known.units, known.totals))
+        indptr = self.graph_buffer(node.attrs["graph"], "indptr")
+        found = EdgeCodes(self, node, "", source, run=KEPT, dtype="int8")
+
+        def row(r: Any) -> None:
+            first = b.let(indptr[self.base + r])
+            degree = b.let(indptr[self.base + r + 1] - first)
+            place = b.let(first + (self.base + r) * BEHIND)
+            found.select(r)
+            found.begin(first, degree)
+            found.begin_slice()
+            with b.loop((degree + (KEPT - 1)) // KEPT) as run:
+                start = b.let(first + run * KEPT)
+                count = b.let(tirx.min(const(KEPT), degree - run * KEPT))
+                found.write(start, count)
+                with b.loop(count) as k:
+                    b.store(to, self.load("uint8", found.place + k), place + run * KEPT + k)
+            found.end_slice()
+            for zero in range(BEHIND):
+                b.store(to, const(0, "uint8"), place + degree + zero)
+            b.store(units, self.load("float32", found.unit), self.base + r)
+            # read of rows of at most KEPT edges only
+            b.store(totals, cast(self.load("int64", found.sums), "int32"), self.base + r)
+
+        self.each_row(row)

@@ -10,6 +10,7 @@ from tvm import tirx
 from gnnquant.backends.tvm.context import AHEAD, LINE, WAITING, fail
 from gnnquant.backends.tvm.edge_codes import EdgeCodes
 from gnnquant.backends.tvm.emit import cast, const, maximum, product, splat
+from gnnquant.backends.tvm.known_edges import KnownEdgeCodes
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.values import Rows
 
@@ -60,7 +61,8 @@ class RowSums:
         self.narrow = kernel.reserve("int32", self.padded)
         self.wide = kernel.reserve("int64", self.padded)
         self.run = run
-        self.edge_codes = EdgeCodes(kernel, node, stored, source, run=run, dtype=dtype)
+        kind = KnownEdgeCodes if node.name in kernel.context.known else EdgeCodes
+        self.edge_codes = kind(kernel, node, stored.scale, source, run=run, dtype=dtype)
         lines = -(-stored.layout.row_bytes // LINE) + self.edge_codes.lines
         self.ahead = min(AHEAD, WAITING // (lines * LINE))
         self.save: Any = None
@@ -80,6 +82,7 @@ class RowSums:
         return source
 
     def _row(self, r: Any) -> None:
+        self.edge_codes.select(r)
         self._any_row(r, *self._edges(r))
 
     def _edges(self, r: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from gnnquant.errors import BackendError
 from gnnquant.integer_graph import ONE
 from gnnquant.passes.lowering.assemble import assemble
 from gnnquant.passes.lowering.factor_norms import factor_norms
+from gnnquant.passes.lowering.factor_scales import factor_scales
 from gnnquant.passes.lowering.in_place import seen_elsewhere
 from gnnquant.passes.lowering.inputs import read_inputs
 from gnnquant.passes.lowering.program import Program
@@ -54,7 +55,7 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
             outputs: list[Rows] = []
             result = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
             tree = _result(program, result, outputs)
-            return factor_norms(assemble(program, parameters, outputs, tree))
+            return factor_scales(factor_norms(assemble(program, parameters, outputs, tree)))
         else:
             reader = seen_elsewhere(module, node, order)
             if reader is not None:

@@ -310,11 +310,14 @@ def quantizer(bits: int, zero2: int, granularity: str) -> Node:
     return Node("q", "quantize", ("x",), attrs, (2, 3), "n")
 
 
-@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("granularity", ["row", "tensor", "unscaled"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_sums_of_codes(granularity: str, weighted: bool, reduce: str) -> None:
-    attrs = {"graph": "g", "reduce": reduce, "heads": 2 if weighted else 1}
+    attrs: dict[str, Any] = {"graph": "g", "reduce": reduce, "heads": 2 if weighted else 1}
+    if granularity == "unscaled":
+        granularity = "tensor"
+        attrs |= {"unscaled": True} if weighted else {}
     out = Node("out", "spmm", ("q", "wg") if weighted else ("q",), attrs, (2, 3), "m")
     weight = Node("wg", "gather", ("w",), {"index": "g.edge_id"}, (2,), "g")
     nodes = (kernels.NX, kernels.NW, weight, quantizer(4, 16, granularity), out)

@@ -341,13 +341,17 @@ def test_quantized(bits: int, zero2: int, granularity: str) -> None:
 
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("granularity", ["row", "tensor", "unscaled"])
 def test_spmm(granularity: str, weighted: bool, reduce: str) -> None:
     """Two heads of three columns, from the rows of x to four others, one of which has no edge."""
+    unscaled = {"unscaled": True} if granularity == "unscaled" and weighted else {}
+    granularity = "row" if granularity == "row" else "tensor"
     node, doubled, scale = quantized(X, 4, 16, granularity)
     weight = Node("a", "gather", ("w",), {"index": "g.edge_id"}, (2,), "g")
     operands = ("q", "a") if weighted else ("q",)
-    got = run(NX, NW, node, weight, out("spmm", *operands, graph="g", reduce=reduce, heads=2, rows="m"))
+    attrs = {"graph": "g", "reduce": reduce, "heads": 2, "rows": "m", **unscaled}
+    got = run(NX, NW, node, weight, out("spmm", *operands, **attrs))
+    scale = np.ones_like(scale) if unscaled else scale
     for i in range(M):
         edges = [e for e in ORDER if E[1, e] == i]
         for h in range(2):

@@ -14,10 +14,10 @@ from gnnquant.backends.tvm.context import INPUT_ALIGNMENT
 from gnnquant.runtime import tvm_abi
 from gnnquant.runtime.memory import ALIGNMENT, address_of, aligned_array
 from gnnquant.runtime.plan import GRAPH_PADDING
+from tests.backends.tvm.oracle import Index
 
 if TYPE_CHECKING:
     from gnnquant.backends.tvm import BuiltModel
-    from tests.backends.tvm.oracle import Index
 
 
 class Memory:
@@ -58,11 +58,12 @@ class Library:
         status = function(None, ctypes.addressof(packed), len(views), ctypes.addressof(result))
         self._tvm.check(status, name)
 
-    def run(self, index: Index, inputs: dict[str, Any], buffers: dict[str, Any] | None = None) -> list[Any]:
+    def run(self, inputs: dict[str, Any], buffers: dict[str, Any] | None = None) -> list[Any]:
         """Call the kernels of the plan, twice; what depends on the index program only the first time.
 
         Fills ``buffers`` by name.
         """
+        index = Index(self.plan, inputs)
         buffers = {} if buffers is None else buffers
         buffers |= self._graph_parts(index)
         for item in self.plan.buffers:

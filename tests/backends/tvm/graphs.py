@@ -17,6 +17,7 @@ from gnnquant.integer_graph import (
     pack_codes,
 )
 from gnnquant.passes.lowering.factor_norms import factor_norms
+from gnnquant.passes.lowering.factor_scales import factor_scales
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +205,7 @@ def gcn(
         y = m.binary("add", m.spmm(message, g, norm), m.constant(width))
         x = m.unary("log_softmax", y) if last else m.unary("relu", y)
         zero2 = 0
-    return factor_norms(m.finish(x))
+    return factor_scales(factor_norms(m.finish(x)))
 
 
 def sage(bits: int, reduce: str = "mean", features: int = 33, hidden: int = 70) -> IntegerGraph:
@@ -227,7 +228,13 @@ def sage(bits: int, reduce: str = "mean", features: int = 33, hidden: int = 70) 
 
 
 def gat(
-    bits: int, heads: int = 4, width: int = 8, features: int = 30, *, weighted: bool = False
+    bits: int,
+    heads: int = 4,
+    width: int = 8,
+    features: int = 30,
+    *,
+    weighted: bool = False,
+    granularity: str = "row",
 ) -> IntegerGraph:
     """Attention per head, heads joined in the first layer and averaged in the second.
 
@@ -247,13 +254,13 @@ def gat(
             e = m.binary("mul", e, m.edge_input("edge_attr", g, 1))
             e = m.binary("mul", m.constant(heads), e)
         alpha = m.add("segment_softmax", (e,), (heads,))
-        y = m.spmm(m.quantize(h3, bits, SIGNED[bits]), g, alpha, heads=heads)
+        y = m.spmm(m.quantize(h3, bits, SIGNED[bits], granularity), g, alpha, heads=heads)
         if layer == 0:
             y = m.reshape(y, heads * width)
             x = m.unary("relu", m.binary("add", y, m.constant(heads * width)))
         else:
             x = m.binary("add", m.reduce(y, 0, "mean"), m.constant(width))
-    return m.finish(x, e, alpha)
+    return factor_scales(m.finish(x, e, alpha))
 
 
 def gatv2(bits: int, heads: int = 3, width: int = 20, features: int = 13, edge: int = 4) -> IntegerGraph:

@@ -24,6 +24,11 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
         for bits in (2, 4, 8)
     },
     "gcn-tensor": lambda: graphs.gcn(4, granularity="tensor"),
+    "gcn-tensor-8": lambda: graphs.gcn(8, granularity="tensor", features=130, hidden=64),
+    "gcn-tensor-2": lambda: graphs.gcn(2, granularity="tensor", loops="keep", features=300, hidden=130),
+    "gcn-tensor-replace": lambda: graphs.gcn(4, granularity="tensor", loops="replace"),
+    "gcn-tensor-weighted": lambda: graphs.gcn(4, granularity="tensor", weighted=True),
+    "gat-tensor": lambda: graphs.gat(4, granularity="tensor"),
     "gcn-replace": lambda: graphs.gcn(4, loops="replace"),
     "gcn-weighted": lambda: graphs.gcn(8, weighted=True, hidden=3, features=6),
     **{f"sage-{bits}": lambda bits=bits: graphs.sage(bits) for bits in (2, 4, 8)},  # type: ignore[misc]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gnnquant.integer_graph import IndexNode, IntegerGraph, Node
+    from gnnquant.runtime.plan import Plan
 
 F = np.float32
 
@@ -98,7 +99,7 @@ def fold(x: Any, reduce: str) -> Any:
 class Index:
     """Sizes, arrays and graphs of an index program (of the operations that the tests use)."""
 
-    def __init__(self, graph: IntegerGraph, inputs: dict[str, Any]) -> None:
+    def __init__(self, graph: IntegerGraph | Plan, inputs: dict[str, Any]) -> None:
         self.sizes: dict[str, int] = {ONE: 1}
         self.arrays: dict[str, Any] = {}
         self.graphs: dict[str, tuple[Any, Any, Any, int]] = {}
@@ -117,33 +118,45 @@ class Index:
         return self.arrays[name]
 
     def _evaluate(self, node: IndexNode, inputs: dict[str, Any]) -> None:
-        name, op, a = node.name, node.op, node.attrs
-        if op == "rows":
-            given = inputs[a["input"]]
-            self.sizes[name] = given.shape[1] if given.dtype == np.int64 and given.ndim == 2 else len(given)
-        elif op == "extent":
-            self.sizes[name] = int(self.arrays[node.inputs[0]].max(initial=-1)) + 1
-        elif op == "index_input":
-            given = inputs[a["input"]]
-            self.arrays[name] = given[a["part"]] if "part" in a else given
-        elif op == "arange":
-            self.arrays[name] = np.arange(self.sizes[node.inputs[0]])
-        elif op == "full":
-            self.arrays[name] = np.full(self.sizes[node.inputs[0]], a["value"])
-        elif op == "combine":
-            x = self.arrays[node.inputs[0]]
-            self.arrays[name] = {"mod": x % a["right"], "sub": x - a["right"]}[a["function"]]
-        elif op == "graph":
+        if node.op in ("rows", "extent", "length", "size"):
+            self.sizes[node.name] = self._size(node, inputs)
+        elif node.op == "graph":
             src, dst = (self.arrays[part] for part in node.inputs[:2])
             count = self.sizes[node.inputs[3]]
-            self.graphs[name] = (*csr(np.stack([src, dst]), count, a["loops"]), count)
-        elif op == "part":
-            self.arrays[name] = self.array(f"{node.inputs[0]}.{a['part']}")
-        elif op == "count":
-            array, count = self.arrays[node.inputs[0]], self.sizes[node.inputs[1]]
-            self.arrays[name] = np.array([np.sum(array == row) for row in range(count)], dtype=np.int64)
+            self.graphs[node.name] = (*csr(np.stack([src, dst]), count, node.attrs["loops"]), count)
         else:
-            raise NotImplementedError(op)
+            self.arrays[node.name] = self._array(node, inputs)
+
+    def _size(self, node: IndexNode, inputs: dict[str, Any]) -> int:
+        if node.op == "rows":
+            given = inputs[node.attrs["input"]]
+            return given.shape[1] if given.dtype == np.int64 and given.ndim == 2 else len(given)
+        if node.op == "extent":
+            return int(self.arrays[node.inputs[0]].max(initial=-1)) + 1
+        if node.op == "length":
+            return len(self.arrays[node.inputs[0]])
+        numbers = [node.attrs["right"]] if "right" in node.attrs else []
+        left, right = *(self.sizes[part] for part in node.inputs), *numbers
+        return {"add": left + right, "mul": left * right}[node.attrs["function"]]
+
+    def _array(self, node: IndexNode, inputs: dict[str, Any]) -> Any:
+        op, a = node.op, node.attrs
+        if op == "index_input":
+            given = inputs[a["input"]]
+            return given[a["part"]] if "part" in a else given
+        if op == "arange":
+            return np.arange(self.sizes[node.inputs[0]])
+        if op == "full":
+            return np.full(self.sizes[node.inputs[0]], a["value"])
+        if op == "combine":
+            x = self.arrays[node.inputs[0]]
+            return {"mod": x % a["right"], "sub": x - a["right"]}[a["function"]]
+        if op == "part":
+            return self.array(f"{node.inputs[0]}.{a['part']}")
+        if op == "count":
+            array, count = self.arrays[node.inputs[0]], self.sizes[node.inputs[1]]
+            return np.array([np.sum(array == row) for row in range(count)], dtype=np.int64)
+        raise NotImplementedError(op)
 
 
 class Oracle:
@@ -320,6 +333,8 @@ class Oracle:
                 continue
             v = s[source[part]][:, None]
             of = source[part] if node.attrs.get("per") == "source" else part
+            if node.attrs.get("unscaled"):
+                v = np.ones_like(v)
             v = np.repeat(v, heads, 1) if weight is None else weight[of].reshape(-1, heads) * v
             m = np.abs(v).max(0)
             r = np.where(m > 0, F(127) / np.where(m > 0, m, F(1)), F(0)).astype(F)

@@ -209,7 +209,7 @@ def check(graph: IntegerGraph, mcpu: str, sizes: Any) -> None:
 
 def check_call(graph: IntegerGraph, library: Library, inputs: dict[str, Any]) -> None:
     oracle = Oracle(graph, inputs)
-    for value, expected in zip(library.run(oracle.index, inputs), oracle.outputs(), strict=True):
+    for value, expected in zip(library.run(inputs), oracle.outputs(), strict=True):
         np.testing.assert_array_equal(value, expected, strict=True)
 
 

@@ -20,10 +20,12 @@ TOLERANCE = 1e-4
 """Of float graphs: another order of summation, and another polynomial for exp."""
 
 
-def lowered(model: nn.Module, *inputs: Any, bits: int = 32) -> IntegerGraph:
+def lowered(
+    model: nn.Module, *inputs: Any, bits: int = 32, config: gnnquant.QuantConfig | None = None
+) -> IntegerGraph:
     """The integer graph of a model, verified; ranges are not needed."""
     torch.manual_seed(0)
-    converted = gnnquant.convert(model.eval(), inputs, bits=bits)
+    converted = gnnquant.convert(model.eval(), inputs, bits=bits, config=config)
     return lower(converted, require_ranges=False)
 
 

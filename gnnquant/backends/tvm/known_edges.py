@@ -1,0 +1,82 @@
+"""The 8-bit weights of edges that follow from the graph: rounded once, for all sums and all calls.
+
+Those of destination i lie from ``first_i + BEHIND * i`` on, and zeros behind them: sums of several edges at a
+time read on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gnnquant.backends.tvm.edge_codes import EdgeCodes
+from gnnquant.backends.tvm.emit import cast, choose, const, reinterpret, span, splat
+from gnnquant.backends.tvm.partition import BEHIND
+
+if TYPE_CHECKING:
+    from gnnquant.backends.tvm.context import Context
+    from gnnquant.backends.tvm.partition import Known
+    from gnnquant.backends.tvm.rows import RowKernel
+    from gnnquant.integer_graph import Node
+
+
+def declared(context: Context, node: Node) -> Known:
+    """The buffers of the sum ``node``."""
+    known = context.known[node.name]
+    context.add(known.codes, "uint8", (known.size,), "workspace")
+    context.add(known.units, "float32", (node.rows,), "workspace")
+    context.add(known.totals, "int32", (node.rows,), "workspace")
+    return known
+
+
+class KnownEdgeCodes(EdgeCodes):
+    """:class:`EdgeCodes` that were rounded before; bytes are read where they are."""
+
+    def __init__(
+        self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int, dtype: str
+    ) -> None:
+        super().__init__(kernel, node, scale, source, run=run, dtype=dtype)
+        self.weights = None
+        known = declared(kernel.context, node)
+        self._codes, self._units_of, self._totals_of = (
+            kernel.buffer(name) for name in (known.codes, known.units, known.totals)
+        )
+        self._shift: Any = 0
+        self._start: Any = 0
+
+    def begin(self, first: Any, degree: Any) -> None:  # noqa: ARG002 - as those have it that are rounded here
+        """The unit of the row, and zeros for its sums."""
+        self._take(first)
+        self.kernel.save("int64", const(0, "int64"), self.sums)
+
+    def whole(self, first: Any, degree: Any, *, summed: bool) -> None:  # noqa: ARG002
+        """The unit of the row; with ``summed`` also the sum of its codes."""
+        row = self._take(first)
+        if summed:
+            self.kernel.save("int32", self._totals_of[row], self.totals)
+
+    def write(self, start: Any, count: Any) -> None:
+        """Add the codes of a run to the sums."""
+        b, lanes = self.kernel.b, self.lanes
+        self._start = b.let(start + self._shift)
+        with b.loop((count + (lanes - 1)) // lanes) as index:
+            there = span(0, lanes) < splat(count - index * lanes, lanes)
+            data = reinterpret(self._codes[span(self._start + index * lanes, lanes)], "int8", lanes)
+            t = b.let(choose(there, cast(data, "int32", lanes), splat(const(0), lanes)))
+            self.kernel.save("int32", self.kernel.load("int32", self.totals, lanes) + t, self.totals, lanes)
+            if self.dtype != "int8":
+                self._put(t, index * lanes, lanes)
+        if self.dtype != "int8":
+            self._clear_behind(count)
+
+    def several(self, index: Any, count: Any, size: int) -> Any:
+        """The weights of edges ``size * index`` on, as one integer; 0 is that of an edge behind the last."""
+        if self.dtype != "int8":
+            return super().several(index, count, size)
+        return reinterpret(self._codes[span(self._start + size * index, size)], f"int{8 * size}")
+
+    def _take(self, first: Any) -> Any:
+        row = self.kernel.b.let(self.kernel.base + self.row)
+        self._shift = self.kernel.b.let(row * BEHIND)
+        self._start = self.kernel.b.let(first + self._shift)
+        self.kernel.save("float32", self._units_of[row], self.unit)
+        return row
