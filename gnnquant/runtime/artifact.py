@@ -4,7 +4,7 @@ All numbers are little-endian. The file is::
 
     offset  bytes
          0      4  magic "GNNQ"
-         4      4  format version, uint32 (this is version 5)
+         4      4  format version, uint32 (this is version 6)
          8      8  length of the whole file, uint64
         16      4  length H of the header, uint32
         20      4  zero
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from gnnquant.runtime.model import Executor
 
 MAGIC = b"GNNQ"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _PREFIX = struct.Struct("<4sIQI4x")
 _DIGEST = 32
 _START = _PREFIX.size + _DIGEST

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from gnnquant.runtime.trees import check_trees
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -43,7 +44,7 @@ GRAPH_PARTS = ("indptr", *EDGE_PARTS, "partition")
 """Buffers that the runtime provides for each graph of a plan that a call names."""
 ORDER = "order"
 """Another one, of plans for GPUs: see ``gnnquant.runtime.cuda``."""
-BUFFER_KINDS = frozenset({"input", "index", "constant", "workspace", "output"})
+BUFFER_KINDS = frozenset({"input", "index", "constant", "graph", "workspace", "output"})
 DTYPES = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"})
 """Element types of buffers."""
 MAX_FREE_WORKSPACES = 8
@@ -169,6 +170,7 @@ class Prepared:
         arrays: Parts of graphs, by ``<graph>.<part>``, and index arrays; those with an entry per edge or
             row are padded.
         layout: Equal for calls whose buffers have the same shapes.
+        kept: What the kernels have computed of the graphs, by buffer of the kind ``"graph"``.
         starts: Where each workspace buffer of such a call starts in one piece of memory.
         size: Bytes of that.
     """
@@ -176,6 +178,7 @@ class Prepared:
     sizes: dict[str, int]
     arrays: dict[str, NDArray[np.int32]]
     layout: tuple[Any, ...]
+    kept: dict[str, NDArray[Any]]
     starts: dict[str, int]
     size: int
 
@@ -235,7 +238,7 @@ class TvmExecutor:
         self._free: list[_Workspace] = []
 
     def prepare(self, index: IndexResults) -> Prepared:
-        """CSR forms of the plan's graphs and its index arrays, as kernels read them."""
+        """CSR forms of the plan's graphs, its index arrays and what follows from them, as kernels read it."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
         sizes = {ONE: 1, **index.sizes}
@@ -256,7 +259,16 @@ class TvmExecutor:
             tuple(sizes[space] for space in self._spaces),
             tuple(array.shape for array in arrays.values()),
         )
-        return Prepared(sizes, arrays, layout, *lay_out(self._plan.buffers, sizes))
+        kept = {
+            buffer.name: aligned_array(_shape(buffer, sizes), buffer.dtype)
+            for buffer in self._plan.buffers
+            if buffer.kind == "graph"
+        }
+        prepared = Prepared(sizes, arrays, layout, kept, *lay_out(self._plan.buffers, sizes))
+        if kept:
+            with self._workspace(prepared) as workspace:
+                workspace.keep(prepared)
+        return prepared
 
     @property
     def prepares_features(self) -> bool:
@@ -296,9 +308,14 @@ class TvmExecutor:
         """Call the kernels in order; with ``features`` without those that quantize the input."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
+        with self._workspace(prepared) as workspace:
+            return workspace.run(prepared, inputs, features)
+
+    @contextmanager
+    def _workspace(self, prepared: Prepared) -> Iterator[_Workspace]:
         workspace = self._acquire(prepared)
         try:
-            return workspace.run(prepared, inputs, features)
+            yield workspace
         finally:
             with self._lock:
                 self._free.append(workspace)
@@ -396,6 +413,8 @@ class _Workspace:
         self._tvm = tvm
         self._buffers = {buffer.name: buffer for buffer in plan.buffers if buffer.kind != "index"}
         self._of_features = of_features
+        kept = {buffer.name for buffer in plan.buffers if buffer.kind == "graph"}
+        self._keeping = {call.function for call in plan.calls if call.per_graph and kept & {*call.arguments}}
         self._scales = _by_call(plan, plan.notes.get("finite", {}))
         self._arena = aligned_bytes(0)
         self._starts: dict[str, int] = {}
@@ -415,6 +434,15 @@ class _Workspace:
         """Whether the memory is large enough for graphs of this size."""
         return prepared.size <= self._arena.size
 
+    def keep(self, prepared: Prepared) -> None:
+        """Compute what depends on the graphs alone, ``prepared.kept`` too."""
+        self._bind(prepared)
+        self._take_outputs()
+        for call, (function, arguments, count) in zip(self._plan.calls, self._calls, strict=True):
+            if call.per_graph and (status := function(None, arguments, count, self._result_address)):
+                self._tvm.check(status, call.function)
+        self._graph_values_stand = True
+
     def run(
         self,
         prepared: Prepared,
@@ -432,7 +460,8 @@ class _Workspace:
         result = self._result_address
         planned = zip(self._plan.calls, self._calls, self._scales, strict=True)
         for call, (function, arguments, count), scales in planned:
-            if (call.per_graph and self._graph_values_stand) or (features and call.per_features):
+            stands = call.per_graph and (self._graph_values_stand or call.function in self._keeping)
+            if stands or (features and call.per_features):
                 continue
             status = function(None, arguments, count, result)
             if status:
@@ -475,7 +504,7 @@ class _Workspace:
         self.prepared = prepared
         self._graph_values_stand = False
         if same_layout:
-            for name, array in prepared.arrays.items():
+            for name, array in (prepared.arrays | prepared.kept).items():
                 self._views[name].data = address_of(array)
             return
         views = self._views = {}
@@ -488,8 +517,8 @@ class _Workspace:
             elif buffer.in_output:
                 self._in_outputs[name] = buffer.region, buffer.offset * rows
             views[name] = tvm_abi.tensor_view(buffer.dtype, shape, self._fixed_address(name))
-        for name, array in prepared.arrays.items():
-            views[name] = tvm_abi.tensor_view("int32", array.shape, address_of(array))
+        for name, array in (prepared.arrays | prepared.kept).items():
+            views[name] = tvm_abi.tensor_view(array.dtype.name, array.shape, address_of(array))
         self._arguments = []
         self._calls = []
         for call in self._plan.calls:

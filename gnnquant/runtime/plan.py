@@ -35,7 +35,8 @@ class Buffer:
         dtype: numpy name of the element type.
         shape: Dimensions: numbers, and names of spaces (a size, a graph's edges, ``ONE``).
         kind: ``"input"``, ``"index"`` (an array of the index program as int32, with ``GRAPH_PADDING`` zeros
-            appended), ``"constant"`` (stored in the artifact), ``"workspace"`` or ``"output"``.
+            appended), ``"constant"`` (stored in the artifact), ``"graph"`` (written by calls ``per_graph``
+            alone, and kept with a prepared graph), ``"workspace"`` or ``"output"``.
         region: Of a workspace buffer, the memory in which it lies: that of all buffers of the same
             :attr:`space`, under the name of the space, or an output's, before that is written.
         offset: Where it starts there: bytes, in a region of rows times their number, which is rounded

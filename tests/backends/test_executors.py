@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from tests.backends.tvm.models import SIZES, THREADS, built, graph_of
 
 NAMES = [
     "gcn-weighted",
-    "gcn-tensor",
+    "gcn-tensor-8",
+    "gcn-tensor-replace",
     "gatv2-8",
     "edges-8",
     "bipartite",
@@ -66,3 +69,36 @@ def test_values_of_indices_follow_the_indices() -> None:
     inputs[name][7] = -1
     with pytest.raises(InputError, match=r"\[7\] = -1 is negative"):
         model(**inputs)
+
+
+def test_what_follows_from_a_graph_is_computed_once() -> None:
+    """All workspaces read what belongs to the prepared graph, and graphs come and go."""
+    model, graph = compiled("gcn-tensor-8"), graph_of("gcn-tensor-8")
+    reference = CompiledModel(ReferenceExecutor(graph), graph, {})
+    executor: Any = model._executor
+    counts = Counter[str]()
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> int:
+            counts[name] += 1
+            status: int = function(*arguments)
+            return status
+
+        return call
+
+    for name, function in executor._functions.items():
+        executor._functions[name] = counted(name, function)
+    given = [graphs.values(graph, nodes, edges) for nodes, edges in ((40, 200), (41, 200), (40, 200))]
+    given[2]["edge_index"] = given[2]["edge_index"][:, ::-1].copy() % 17
+    handles = [model.prepare(inputs["edge_index"], len(inputs["x"])) for inputs in given]
+    kept = {buffer.name for buffer in executor._plan.buffers if buffer.kind == "graph"}
+    (rounds,) = (
+        call.function for call in executor._plan.calls if call.per_graph and kept & {*call.arguments}
+    )
+    with ThreadPoolExecutor(4) as pool:
+        turns = [0, 1, 2, 1, 0, 2] * 4
+        results = list(pool.map(lambda i: outputs(model, {**given[i], "edge_index": handles[i]}), turns))
+    assert counts[rounds] == len(handles)
+    for turn, result in zip(turns, results, strict=True):
+        for got, wanted in zip(result, outputs(reference, given[turn]), strict=True):
+            np.testing.assert_array_equal(got, wanted, strict=True)

@@ -75,7 +75,7 @@ def check_same(
 
 @pytest.mark.parametrize(
     ("name", "threads"),
-    [("gcn-sparse-8", 1), ("gat-4", 2), ("edges-sums", 3), ("pooled", 2)],
+    [("gcn-sparse-8", 1), ("gcn-tensor-8", 2), ("gat-4", 2), ("edges-sums", 3), ("pooled", 2)],
 )
 def test_graphs_give_the_same_bits(name: str, threads: int, driver: native.Driver, tmp_path: Path) -> None:
     """Hubs, self-loops, duplicates, isolated nodes, no edges, no nodes; several threads."""

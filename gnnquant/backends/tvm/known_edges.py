@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def declared(context: Context, node: Node) -> Known:
     """The buffers of the sum ``node``."""
     known = context.known[node.name]
-    context.add(known.codes, "uint8", (known.size,), "workspace")
-    context.add(known.units, "float32", (node.rows,), "workspace")
-    context.add(known.totals, "int32", (node.rows,), "workspace")
+    context.add(known.codes, "uint8", (known.size,), "graph")
+    context.add(known.units, "float32", (node.rows,), "graph")
+    context.add(known.totals, "int32", (node.rows,), "graph")
     return known
 
 

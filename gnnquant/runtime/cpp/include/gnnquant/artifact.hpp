@@ -32,7 +32,7 @@ struct Artifact {
   std::string library;
 };
 
-inline constexpr std::uint32_t kFormatVersion = 5;
+inline constexpr std::uint32_t kFormatVersion = 6;
 inline constexpr std::size_t kPrefix = 24, kStart = 56;
 inline constexpr std::uint64_t kMaxRatio = 1032;  // zlib cannot expand more
 

@@ -501,9 +501,10 @@ class Executor {
       if (buffer.kind == "index") continue;
       Shape& shape = prepared.shapes[buffer.name];
       for (const Dim& dim : buffer.shape) shape.push_back(extent(prepared, dim));
-      if (buffer.kind != "workspace" || buffer.in_output()) continue;
+      if (!buffer.in_arena()) continue;
       const auto end = times(buffer.offset + buffer.row_bytes(), padded_rows(prepared, buffer));
-      regions[buffer.region] = std::max(regions[buffer.region], round_up(static_cast<std::size_t>(end)));
+      std::size_t& bytes = regions[buffer.memory()];
+      bytes = std::max(bytes, round_up(static_cast<std::size_t>(end)));
     }
     std::size_t total = 0;
     for (const auto& [region, bytes] : regions) {
@@ -515,8 +516,8 @@ class Executor {
     for (const Buffer& buffer : plan.buffers) {
       if (buffer.kind == "index") continue;
       char* data = nullptr;  // of inputs and outputs, and what lies in these: known later
-      if (buffer.kind == "workspace" && !buffer.in_output()) {
-        data = prepared.arena.get() + starts.at(buffer.region) + buffer.offset * padded_rows(prepared, buffer);
+      if (buffer.in_arena()) {
+        data = prepared.arena.get() + starts.at(buffer.memory()) + buffer.offset * padded_rows(prepared, buffer);
       }
       if (buffer.kind == "constant") data = constants_.at(buffer.name).get();
       prepared.tensors[buffer.name] = tensor(buffer.dtype, prepared.shapes[buffer.name], data);

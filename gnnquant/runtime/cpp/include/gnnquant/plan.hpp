@@ -91,6 +91,9 @@ struct Buffer {
     return product;
   }
   bool in_output() const { return kind == "workspace" && region != space(); }
+  bool in_arena() const { return kind == "graph" || (kind == "workspace" && !in_output()); }
+  // The part of the arena in which it lies: what is kept with a graph has one of its own.
+  const std::string& memory() const { return kind == "graph" ? name : region; }
 };
 
 struct Call {
@@ -259,7 +262,7 @@ inline bool holds_rows(const Buffer& buffer, const std::vector<std::int64_t>& sh
 inline void check_buffer(const Plan& plan, const Buffer& buffer) {
   const std::string what = "buffer '" + buffer.name + "' ";
   bytes_of(buffer.dtype);
-  need(one_of(buffer.kind, {"input", "index", "constant", "workspace", "output"}), what + "has an unknown kind");
+  need(one_of(buffer.kind, {"input", "index", "constant", "graph", "workspace", "output"}), what + "has an unknown kind");
   for (const Dim& dim : buffer.shape) {
     need(dim.space.empty() || is_space(plan, dim.space), what + "has an unknown dimension");
   }
