@@ -28,8 +28,10 @@ SOURCES = (
     "benchmarks/accuracy/r*.py",
 )
 """What decides about accuracy."""
-OWN_METHODS = ("fine-tuned", "calibrated", "quantized scores")
-"""Ours: fine-tuned with a teacher; ranges from data only; fine-tuned with the class scores quantized too."""
+SCORES, TENSORS = "quantized scores", "tensor scales"
+OWN_METHODS = ("fine-tuned", "calibrated", SCORES, TENSORS)
+"""Ours: fine-tuned with a teacher; ranges from data only; fine-tuned with the class scores quantized too, or
+with one scale for each activation instead of one for each of its rows."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ def float_model(run: Run, data: Data) -> nn.Module:
 
 def _quantized_run(run: Run, data: Data) -> dict[str, Any]:
     model = float_model(run, data)
-    config = QuantConfig(output=QuantSpec(enabled=run.method == "quantized scores"))
+    config = QuantConfig(
+        activations=QuantSpec(granularity="tensor" if run.method == TENSORS else None),
+        output=QuantSpec(enabled=run.method == SCORES),
+    )
     q = gnnquant.convert(model, bits=run.bits, config=config)
     start = time.perf_counter()
     if run.method not in OWN_METHODS:

@@ -168,6 +168,8 @@ def document(results: Sequence[Result]) -> str:
         "  int32 accumulators; under *quantized scores* they are rounded to the width too.",
         "- *fine-tuned*: from the FP32 model of the same seed, with it as the teacher (100 epochs, the",
         "  defaults of `finetune`). *calibrated*: ranges from the features alone: no labels, no gradient.",
+        "  *tensor scales*: fine-tuned with one scale for each activation, as in speed.md, where otherwise",
+        "  each of its rows has one.",
         "- The state is the one with the best validation accuracy; test labels are read once, at the end.",
         "- **Ours is measured on the compiled artifact**: machine code whose scores equal the integer",
         "  reference in every bit on the whole graph (a run where they differ fails). Rivals exist as fake",
