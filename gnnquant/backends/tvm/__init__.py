@@ -281,14 +281,16 @@ def _limits(buffers: list[Buffer]) -> dict[str, int]:
 
 
 def _finite(context: Context) -> dict[str, str]:
-    """Inputs whose NaN and infinities show in a buffer of row scales."""
+    """Inputs whose NaN and infinities show in a buffer: scales of their rows, or what a watch has found."""
     graph = context.graph
     found: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op == "quantize" and f"scale.{node.name}" in context.buffers:
-            source = graph[resolve(graph, node.inputs[0])]
-            if source.op == "input":
-                found.setdefault(source.attrs["input"], f"scale.{node.name}")
+        source = graph[resolve(graph, node.inputs[0])] if node.op == "quantize" else node
+        if node.op != "quantize" or source.op != "input":
+            continue
+        for name in (f"scale.{node.name}", f"largest.{node.name}"):
+            if name in context.buffers:
+                found.setdefault(source.attrs["input"], name)
     return found
 
 

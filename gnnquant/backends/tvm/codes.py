@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, p
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
+from gnnquant.backends.tvm.watch import Watch
 from gnnquant.integer_graph import ONE
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ AS_SET, DOWN = 4, 9
 def quantize(kernel: RowKernel, node: Node) -> Codes:
     """The op ``quantize``."""
     bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
-    x, read, scale_of, by_row = _prepared(kernel, node)
+    x, read, scale_of, by_row, finish = _prepared(kernel, node)
     stride = round_up(max(_layout(kernel.context, node).reach, x.columns) + 64, 64)
     start = kernel.reserve("uint8", kernel.block * stride)
     codes = Codes(x.columns, bits, zero2, start, stride, kernel.block, kernel.rows, read, not by_row)
@@ -85,16 +86,41 @@ def quantize(kernel: RowKernel, node: Node) -> Codes:
         clear(kernel, start + r * stride + x.columns, stride - x.columns)
 
     kernel.each_row(row)
+    finish()
     return codes
 
 
-def _prepared(kernel: RowKernel, node: Node) -> tuple[Rows, Callable[[Any], Any], Callable[[Any], Any], bool]:
-    """What to quantize; how to read a row's scale, and to find it and return its inverse; by row or not."""
-    by_row = node.attrs["granularity"] == "row"
+class _Prepared(NamedTuple):
+    """How rows become codes.
+
+    Attributes:
+        x: What to quantize.
+        read: The scale of a row.
+        scale_of: Finds it and returns its inverse.
+        by_row: Whether each row has its own.
+        finish: Emits what follows the rows of a block.
+    """
+
+    x: Rows
+    read: Callable[[Any], Any]
+    scale_of: Callable[[Any], Any]
+    by_row: bool
+    finish: Callable[[], None]
+
+
+def _prepared(kernel: RowKernel, node: Node) -> _Prepared:
     x = kernel.broadcast(node.inputs[0], node.shape)
-    x = kernel.solid(x) if by_row else x
-    read, scale_of = _row_scale(kernel, node, x) if by_row else _fixed_scale(kernel, node)
-    return x, read, scale_of, by_row
+    given = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])].op == "input"
+    if given and not kernel.machine.tiles and _multiplied_next(kernel, node):
+        # zeros may be skipped: few products to ask beside
+        kernel.stream = Stream(kernel, x, spread=node.attrs["zero2"] == 0)
+    if node.attrs["granularity"] == "row":
+        x = kernel.solid(x)
+        return _Prepared(x, *_row_scale(kernel, node, x, given), True, lambda: None)
+    if not given:
+        return _Prepared(x, *_fixed_scale(kernel, node), False, lambda: None)
+    watch = Watch(kernel, node, x)
+    return _Prepared(watch.x, *_fixed_scale(kernel, node), False, watch.finish)
 
 
 def goes_to_memory(kernel: RowKernel, node: Node) -> bool:
@@ -110,7 +136,7 @@ def goes_to_memory(kernel: RowKernel, node: Node) -> bool:
 def quantize_to_memory(kernel: RowKernel, node: Node) -> None:
     """The op ``quantize``, and its codes written for later kernels, from registers."""
     bits, zero2 = node.attrs["bits"], node.attrs["zero2"]
-    x, read, scale_of, by_row = _prepared(kernel, node)
+    x, read, scale_of, by_row, finish = _prepared(kernel, node)
     layout, beside, store = _declare(kernel, node, not by_row)
     wide = 4 * kernel.lanes
 
@@ -140,6 +166,7 @@ def quantize_to_memory(kernel: RowKernel, node: Node) -> None:
             )
 
     kernel.each_row(row)
+    finish()
 
 
 def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -150,15 +177,13 @@ def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], C
     return lambda _: scale(), lambda _: inverse()
 
 
-def _row_scale(kernel: RowKernel, node: Node, x: Rows) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _row_scale(
+    kernel: RowKernel, node: Node, x: Rows, watched: bool
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """A scale per row: how to read it, and how to find it and return its inverse."""
     read, write = kernel.scalar()
     factor = kernel.learned(node.attrs["factor"])
     source = kernel.context.nodes[resolve(kernel.context.graph, node.inputs[0])]
-    watched = source.op == "input"
-    if watched and not kernel.machine.tiles and _multiplied_next(kernel, node):
-        # zeros may be skipped: few products to ask beside
-        kernel.stream = Stream(kernel, x, spread=node.attrs["zero2"] == 0)
     largest = _largest(kernel, node, source, x, watched)
 
     def inverse(r: Any) -> Any:
