@@ -167,7 +167,7 @@ def result(model: str, graph: str, threads: int, **times: float) -> dict[str, An
     rows = {name: {"skipped": "too large"} for name in CONTESTANTS}
     rows |= {names[short]: row(median) for short, median in times.items()}
     return {
-        "job": {"model": model, "graph": graph, "threads": threads},
+        "job": {"model": model, "graph": graph, "threads": threads, "granularity": "tensor"},
         "result": {"rows": rows, "nodes": 10, "edges": 20, "features": 3, "code": "c"},
         "machine": "M x2",
         "versions": {"torch": "2"},

@@ -26,11 +26,11 @@ def main() -> int:
     options = _parser().parse_args()
     if options.device == "cuda":
         return _on_gpu(options)
-    folder = options.results or _results("speed")
+    folder = options.results or _results("speed" if options.granularity == "tensor" else "speed-rows")
     if options.quick:
         return _quick(folder / "quick", save=options.save)
     runs = [
-        Run(model, graph, threads, options.seconds)
+        Run(model, graph, threads, options.seconds, granularity=options.granularity)
         for graph in options.graphs
         for threads in options.threads
         for model in options.models
@@ -44,7 +44,7 @@ def main() -> int:
     if options.table is not None:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(text, encoding="utf-8")
-        plot(results, options.table.parent / "plots")
+        plot(results, options.table.parent / "plots", options.table.stem)
     print(f"{len(missed_targets(results))} targets are missed")
     return 1 if failures else 0
 
@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", choices=tuple(MODELS), default=list(MODELS), nargs="+", metavar="NAME")
     parser.add_argument("--graphs", choices=GRAPHS, default=list(GRAPHS), nargs="+", metavar="NAME")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=[1, 2], nargs="+")
+    parser.add_argument(
+        "--granularity",
+        choices=("tensor", "row"),
+        default="tensor",
+        help="one scale for each activation, or one for each of its rows (then in results/speed-rows)",
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="time of each row")
     parser.add_argument(
         "--quick", action="store_true", help="compare a few rows with those kept in results/speed/quick"

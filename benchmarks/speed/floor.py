@@ -103,7 +103,7 @@ def _measured(model: str, graph: str, seconds: float) -> list[list[str]]:
     calls: dict[str, Callable[[], Tensor]] = {}
     least: dict[str, float] = {}
     for bits, name in OWN.items():
-        quantized = quantized_model(built, some_nodes(x, edge_index), bits)
+        quantized = quantized_model(built, some_nodes(x, edge_index), bits, "tensor")
         least[name] = 1e3 * products(lower(quantized), x.size(0)) / _peak(bits)
         for kind, edges in (("real", edge_index), ("near", near)):
             # one for each graph: what follows from a graph alone is kept until another one comes

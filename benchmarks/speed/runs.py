@@ -67,6 +67,7 @@ class Run:
         threads: Of every contestant.
         seconds: Time of the measurement.
         messages: Whether the rivals take part that compute a message for every edge.
+        granularity: What has a scale: each activation (``"tensor"``) or each of its rows (``"row"``).
     """
 
     model: str
@@ -74,6 +75,7 @@ class Run:
     threads: int
     seconds: float = field(default=20.0, compare=False)
     messages: bool = True
+    granularity: str = "tensor"
 
     @property
     def key(self) -> str:
@@ -102,7 +104,7 @@ def perform(run: Run) -> dict[str, Any]:
     calls = rival_calls(model, x, edge_index, rows, messages=run.messages)
     own: dict[str, gnnquant.CompiledModel] = {}
     few = some_nodes(x, edge_index)
-    quantized = {name: quantized_model(model, few, bits) for bits, name in OWN.items()}
+    quantized = {name: quantized_model(model, few, bits, run.granularity) for bits, name in OWN.items()}
     for name, q in quantized.items():
         calls[name], own[name] = _own(q, run.threads, x, edge_index, rows[name])
     for bits, name in CODES.items():
@@ -264,9 +266,12 @@ def some_nodes(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
     return x, edge_index[:, (edge_index < x.size(0)).all(0)]
 
 
-def quantized_model(model: nn.Module, few: tuple[Tensor, Tensor], bits: int) -> gnnquant.QuantizedModule:
-    """``model`` at a width, its ranges calibrated on ``few``."""
-    q = gnnquant.convert(model, bits=bits)
+def quantized_model(
+    model: nn.Module, few: tuple[Tensor, Tensor], bits: int, granularity: str = "row"
+) -> gnnquant.QuantizedModule:
+    """``model`` at a width, its ranges calibrated on ``few``; activations have scales by ``granularity``."""
+    config = gnnquant.QuantConfig(activations=gnnquant.QuantSpec(granularity=granularity))
+    q = gnnquant.convert(model, bits=bits, config=config)
     if bits != FLOAT_BITS:
         gnnquant.calibrate(q, [few])
     return q

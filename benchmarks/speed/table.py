@@ -54,9 +54,20 @@ contestant that takes more than its share of the time is measured once, and has 
   and told apart.
 - Float contestants agree within 1e-4 (bf16: 5e-2) of the largest score; scores of INT8, INT4 and INT2 are
   those of the integer reference in every bit (with 2 threads: those of 1). A run where they differ fails.
+{granularity}
 - *From codes*: the features were quantized before the call (`prepare_features`); all else takes floats in.
 - *Memory* is the peak during the first call beyond inputs, weights and the prepared graph.
 """
+
+GRANULARITY = {
+    "tensor": """\
+- Each activation has one scale, each weight one for a column:
+  `QuantConfig(activations=QuantSpec(granularity="tensor"))`. What that means for accuracy is in accuracy.md
+  (*tensor scales*). speed-rows.md has a scale for each row of an activation, the default of `convert`.""",
+    "row": """\
+- Each row of an activation has a scale, and each column of a weight: the default of `convert`. speed.md has
+  one scale for all rows.""",
+}
 
 MOVED = """\
 Bytes moved (MiB), their time at the memory's speed (`benchmarks/speed/roofline.py`), and the share of that
@@ -68,7 +79,10 @@ graph, and how many calls repay that beside the strongest FP32:"""
 
 def document(results: Sequence[Result]) -> str:
     """The Markdown document."""
-    lines = [INTRODUCTION, _about(results), ""]
+    granularity = "\n".join(
+        GRANULARITY[name] for name in dict.fromkeys(result["job"]["granularity"] for result in results)
+    )
+    lines = [INTRODUCTION.format(granularity=granularity), _about(results), ""]
     for graph, threads in dict.fromkeys((r["job"]["graph"], r["job"]["threads"]) for r in results):
         some = [r for r in results if (r["job"]["graph"], r["job"]["threads"]) == (graph, threads)]
         lines += ["", *_section(graph, threads, some)]
@@ -193,8 +207,8 @@ def _missed_scaling(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def plot(results: Sequence[Result], folder: Path) -> list[Path]:
-    """A plot per graph: speed-up over the strongest float32 on one thread, by model."""
+def plot(results: Sequence[Result], folder: Path, name: str = "speed") -> list[Path]:
+    """A plot per graph, ``<name>-<graph>``: speed-up over the strongest float32 on one thread, by model."""
     from matplotlib.figure import Figure
 
     written = []
@@ -206,18 +220,19 @@ def plot(results: Sequence[Result], folder: Path) -> list[Path]:
         axis = figure.subplots()
         shown = [*(OWN[bits] for bits in WIDTHS), HALF]
         width = 1 / (len(shown) + 1)
-        for number, name in enumerate(shown):
+        for number, contestant in enumerate(shown):
             speedups = [
-                strongest(rows[model])[1] / rows[model][name].get("median", float("inf")) for model in models
+                strongest(rows[model])[1] / rows[model][contestant].get("median", float("inf"))
+                for model in models
             ]
             shift = (number - (len(shown) - 1) / 2) * width
-            axis.bar([place + shift for place in range(len(models))], speedups, width, label=name)
+            axis.bar([place + shift for place in range(len(models))], speedups, width, label=contestant)
         axis.axhline(1, color="black", linestyle=":", linewidth=1)
         axis.set_xticks(range(len(models)), [MODELS[model].title for model in models], fontsize=7)
         axis.set_ylabel("speed-up over strongest FP32")
         axis.set_title(f"{graph}, 1 thread", fontsize=9)
         axis.legend(fontsize=6)
-        path = folder / f"speed-{graph}.svg"
+        path = folder / f"{name}-{graph}.svg"
         save_svg(figure, path)
         written.append(path)
     return written
