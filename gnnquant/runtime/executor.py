@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from gnnquant.runtime.trees import check_trees
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -266,8 +265,8 @@ class TvmExecutor:
         }
         prepared = Prepared(sizes, arrays, layout, kept, *lay_out(self._plan.buffers, sizes))
         if kept:
-            with self._workspace(prepared) as workspace:
-                workspace.keep(prepared)
+            # in memory of its own, which is let go: calls need a workspace, handles do not
+            self._new_workspace().keep(prepared)
         return prepared
 
     @property
@@ -308,14 +307,9 @@ class TvmExecutor:
         """Call the kernels in order; with ``features`` without those that quantize the input."""
         if self._pooled:
             tvm_abi.use_threads(self._plan.threads)
-        with self._workspace(prepared) as workspace:
-            return workspace.run(prepared, inputs, features)
-
-    @contextmanager
-    def _workspace(self, prepared: Prepared) -> Iterator[_Workspace]:
         workspace = self._acquire(prepared)
         try:
-            yield workspace
+            return workspace.run(prepared, inputs, features)
         finally:
             with self._lock:
                 self._free.append(workspace)
@@ -369,6 +363,9 @@ class TvmExecutor:
             # A free workspace that is too small for this graph would only hold memory.
             if free:
                 free.pop()
+        return self._new_workspace()
+
+    def _new_workspace(self) -> _Workspace:
         return _Workspace(
             self._plan,
             self._functions,
@@ -441,7 +438,6 @@ class _Workspace:
         for call, (function, arguments, count) in zip(self._plan.calls, self._calls, strict=True):
             if call.per_graph and (status := function(None, arguments, count, self._result_address)):
                 self._tvm.check(status, call.function)
-        self._graph_values_stand = True
 
     def run(
         self,

@@ -15,7 +15,7 @@ from gnnquant.backends.tvm.aggregate import aggregate_codes, aggregate_floats
 from gnnquant.backends.tvm.context import LINE, NEAR, Kernel, StoredCodes, StoredRows, fail
 from gnnquant.backends.tvm.edge_codes import KEPT, EdgeCodes
 from gnnquant.backends.tvm.edges import EdgeValues
-from gnnquant.backends.tvm.emit import cast, const, product, span, splat
+from gnnquant.backends.tvm.emit import const, product, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
 from gnnquant.backends.tvm.known_edges import declared
 from gnnquant.backends.tvm.layout import round_up
@@ -461,24 +461,37 @@ class EdgeCodesKernel(RowKernel):
         indptr = self.graph_buffer(node.attrs["graph"], "indptr")
         found = EdgeCodes(self, node, "", source, run=KEPT, dtype="int8")
 
-        def row(r: Any) -> None:
-            first = b.let(indptr[self.base + r])
-            degree = b.let(indptr[self.base + r + 1] - first)
-            place = b.let(first + (self.base + r) * BEHIND)
-            found.select(r)
+        def copy(place: Any, count: Any) -> None:
+            with b.loop(count) as k:
+                b.store(to, self.load("uint8", found.place + k), place + k)
+
+        def short(first: Any, degree: Any, place: Any, row: Any) -> None:
+            found.whole(first, degree, summed=True)
+            copy(place, degree)
+            b.store(totals, self.load("int32", found.totals), row)
+
+        def long(first: Any, degree: Any, place: Any) -> None:
             found.begin(first, degree)
             found.begin_slice()
             with b.loop((degree + (KEPT - 1)) // KEPT) as run:
-                start = b.let(first + run * KEPT)
                 count = b.let(tirx.min(const(KEPT), degree - run * KEPT))
-                found.write(start, count)
-                with b.loop(count) as k:
-                    b.store(to, self.load("uint8", found.place + k), place + run * KEPT + k)
-            found.end_slice()
+                found.write(b.let(first + run * KEPT), count)
+                copy(place + run * KEPT, count)
+
+        def row(r: Any) -> None:
+            row = b.let(self.base + r)
+            first = b.let(indptr[row])
+            degree = b.let(indptr[row + 1] - first)
+            place = b.let(first + row * BEHIND)
+            found.select(r)
+            # sums over more edges add their weights themselves
+            b.branch(
+                degree <= KEPT,
+                lambda: short(first, degree, place, row),
+                lambda: long(first, degree, place),
+            )
             for zero in range(BEHIND):
                 b.store(to, const(0, "uint8"), place + degree + zero)
-            b.store(units, self.load("float32", found.unit), self.base + r)
-            # read of rows of at most KEPT edges only
-            b.store(totals, cast(self.load("int64", found.sums), "int32"), self.base + r)
+            b.store(units, self.load("float32", found.unit), row)
 
         self.each_row(row)
