@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def main() -> int:
         return _on_gpu(options)
     folder = options.results or _results("speed" if options.granularity == "tensor" else "speed-rows")
     if options.quick:
-        return _quick(folder / "quick", save=options.save)
+        return _quick(folder / "quick", options.granularity, save=options.save)
     runs = [
         Run(model, graph, threads, options.seconds, granularity=options.granularity)
         for graph in options.graphs
@@ -49,19 +50,20 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _quick(folder: Path, *, save: bool) -> int:
+def _quick(folder: Path, granularity: str, *, save: bool) -> int:
     """Measure the rows of the guard, beside those that are kept; 1 where something has become worse."""
+    runs = [replace(run, granularity=granularity) for run in guard.RUNS]
     with tempfile.TemporaryDirectory(prefix="gnnquant-") as temporary:
-        failures = run_jobs(perform, guard.RUNS, Path(temporary), workers=1, label="rows")
-        now = _found(guard.RUNS, Path(temporary))
+        failures = run_jobs(perform, runs, Path(temporary), workers=1, label="rows")
+        now = _found(runs, Path(temporary))
         if failures:
             print("\n".join(failures), file=sys.stderr)
             return 1
         if save:
             folder.mkdir(parents=True, exist_ok=True)
-            for run in guard.RUNS:
+            for run in runs:
                 shutil.copy(Path(temporary) / f"{run.key}.json", folder)
-    then = _found(guard.RUNS, folder)
+    then = _found(runs, folder)
     text, worse = guard.compare(now, then)
     print(text)
     if not then:

@@ -13,19 +13,23 @@ from gnnquant.backends.tvm.emit import cast, choose, const, reinterpret, span, s
 from gnnquant.backends.tvm.partition import BEHIND
 
 if TYPE_CHECKING:
-    from gnnquant.backends.tvm.context import Context
-    from gnnquant.backends.tvm.partition import Known
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.integer_graph import Node
 
 
-def declared(context: Context, node: Node) -> Known:
-    """The buffers of the sum ``node``."""
-    known = context.known[node.name]
-    context.add(known.codes, "uint8", (known.size,), "graph")
-    context.add(known.units, "float32", (node.rows,), "graph")
-    context.add(known.totals, "int32", (node.rows,), "graph")
-    return known
+def buffers_of(kernel: RowKernel, node: Node) -> tuple[Any, Any, Any]:
+    """The codes, units and totals (``Known``) of the sum ``node``, as arguments."""
+    context, known = kernel.context, kernel.context.known[node.name]
+    return (
+        kernel.buffer(context.add(known.codes, "uint8", (known.size,), "graph")),
+        kernel.buffer(context.add(known.units, "float32", (node.rows,), "graph")),
+        kernel.buffer(context.add(known.totals, "int32", (node.rows,), "graph")),
+    )
+
+
+def before(row: Any) -> Any:
+    """Zeros that lie before the codes of destination ``row``."""
+    return row * BEHIND
 
 
 class KnownEdgeCodes(EdgeCodes):
@@ -36,10 +40,7 @@ class KnownEdgeCodes(EdgeCodes):
     ) -> None:
         super().__init__(kernel, node, scale, source, run=run, dtype=dtype)
         self.weights = None
-        known = declared(kernel.context, node)
-        self._codes, self._units_of, self._totals_of = (
-            kernel.buffer(name) for name in (known.codes, known.units, known.totals)
-        )
+        self._codes, self._units_of, self._totals_of = buffers_of(kernel, node)
         self._shift: Any = 0
         self._start: Any = 0
 
@@ -76,7 +77,7 @@ class KnownEdgeCodes(EdgeCodes):
 
     def _take(self, first: Any) -> Any:
         row = self.kernel.b.let(self.kernel.base + self.row)
-        self._shift = self.kernel.b.let(row * BEHIND)
+        self._shift = self.kernel.b.let(before(row))
         self._start = self.kernel.b.let(first + self._shift)
         self.kernel.save("float32", self._units_of[row], self.unit)
         return row

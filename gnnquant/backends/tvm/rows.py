@@ -17,7 +17,7 @@ from gnnquant.backends.tvm.edge_codes import KEPT, EdgeCodes
 from gnnquant.backends.tvm.edges import EdgeValues
 from gnnquant.backends.tvm.emit import const, product, span, splat
 from gnnquant.backends.tvm.gemm import float_gemm, integer_gemm
-from gnnquant.backends.tvm.known_edges import declared
+from gnnquant.backends.tvm.known_edges import before, buffers_of
 from gnnquant.backends.tvm.layout import round_up
 from gnnquant.backends.tvm.partition import BEHIND, EDGE_ROWS, ROWS, TOTALS, Family, Stage, resolve
 from gnnquant.backends.tvm.values import Codes, Rows
@@ -456,8 +456,7 @@ class EdgeCodesKernel(RowKernel):
         """Emit the weights of the edges of a block of destinations."""
         node, b = self.stage.nodes[0], self.b
         source = self.context.nodes[resolve(self.context.graph, node.inputs[0])]
-        known = declared(self.context, node)
-        to, units, totals = (self.buffer(name) for name in (known.codes, known.units, known.totals))
+        to, units, totals = buffers_of(self, node)
         indptr = self.graph_buffer(node.attrs["graph"], "indptr")
         found = EdgeCodes(self, node, "", source, run=KEPT, dtype="int8")
 
@@ -482,7 +481,7 @@ class EdgeCodesKernel(RowKernel):
             row = b.let(self.base + r)
             first = b.let(indptr[row])
             degree = b.let(indptr[row + 1] - first)
-            place = b.let(first + row * BEHIND)
+            place = b.let(first + before(row))
             found.select(r)
             # sums over more edges add their weights themselves
             b.branch(
