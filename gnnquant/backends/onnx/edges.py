@@ -114,22 +114,27 @@ def _edge_codes(state: State, node: Node, q: Codes, weight: str, heads: int) -> 
     edges = state.edges[graph]
     if node.attrs.get("unscaled"):
         value = _edge_weight(state, node, weight)
-    elif q.per_row:
-        given = state.nodes[node.inputs[0]]
-        scale = state.fit(q.scale, given.rows, edges.sources, len(q.shape))
-        if len(q.shape) != 1:
-            scale = state.reshape(scale, (1,))
-        value = to.op("Gather", scale, edges.src, axis=0)
     else:
-        value = to.op("Expand", q.scale, state.dims(graph, 1))
-    if weight and not node.attrs.get("unscaled"):
-        value = to.op("Mul", _edge_weight(state, node, weight), value)
+        scale = _source_scale(state, node, q)
+        value = to.op("Mul", _edge_weight(state, node, weight), scale) if weight else scale
     largest = state.scatter(graph, to.op("Abs", value), heads, "max", 0.0)
     ratio = state.inverse(largest, EDGE_LEVELS)
     codes = to.op("Round", to.op("Mul", value, to.op("Gather", ratio, edges.dst, axis=0)))
     # The sums are of half of what the reference sums: the factor is twice as large, exactly.
     unit = to.op("Mul", largest, to.scalar(2 * float32(0.5 / EDGE_LEVELS)))
     return codes, unit
+
+
+def _source_scale(state: State, node: Node, q: Codes) -> str:
+    """The scale of every edge's source [E', 1]."""
+    graph, to = node.attrs["graph"], state.to
+    if not q.per_row:
+        return to.op("Expand", q.scale, state.dims(graph, 1))
+    edges, given = state.edges[graph], state.nodes[node.inputs[0]]
+    scale = state.fit(q.scale, given.rows, edges.sources, len(q.shape))
+    if len(q.shape) != 1:
+        scale = state.reshape(scale, (1,))
+    return to.op("Gather", scale, edges.src, axis=0)
 
 
 def _gcn_norm(state: State, node: Node, weight: str = "") -> str:
