@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gnnquant.backends.tvm.context import StoredCodes, fail
+from gnnquant.backends.tvm.context import LINE, StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
     bind,
     cast,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     """``store(first, value, count)``"""
 
 INFINITY_BITS = 0x7F800000
+LEAST_SCALE = 2.0**-125
+"""From here on halves of scales are exact, whatever these are."""
 AS_SET, DOWN = 4, 9
 """How AVX-512 rounds: as the processor is set, which is to the nearest; down, without exceptions."""
 
@@ -208,19 +210,39 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
     there = _lying(kernel, node.inputs[0])
     if there is not None:
         return there
-    q = kernel.codes(node.inputs[0])
+    q, real = kernel.codes(node.inputs[0]), _real(_quantizer(kernel, node.inputs[0]))
 
     def at(r: Any, j: Any, lanes: int) -> Any:
-        return _real(kernel.load("uint8", q.start + r * q.stride + j, lanes), q.zero2, q.scale(r), lanes)
+        return real(kernel.load("uint8", q.start + r * q.stride + j, lanes), q.scale(r), lanes)
 
     return Rows(q.columns, True, at)
 
 
-def _real(codes: Any, zero2: int, scale: Any, lanes: int) -> Any:
-    """The floats of codes: ``f32(2u - zero2) * (scale / 2)``."""
-    u = cast(codes, "int32", lanes)
-    doubled = u + u - splat(const(zero2), lanes)
-    return product(cast(doubled, "float32", lanes), splat(scale * number(0.5), lanes), lanes)
+def _quantizer(kernel: RowKernel, name: str) -> Node:
+    """The node that made the codes ``name``, which may be gathered."""
+    graph, nodes = kernel.context.graph, kernel.context.nodes
+    node = nodes[resolve(graph, name)]
+    while node.op == "gather":
+        node = nodes[resolve(graph, node.inputs[0])]
+    return node
+
+
+def _real(quantizer: Node) -> Callable[[Any, Any, int], Any]:
+    """The floats of codes, ``f32(2u - zero2) * (scale / 2)``, given codes, their scale and lanes."""
+    zero2 = quantizer.attrs["zero2"]
+
+    def real(codes: Any, scale: Any, lanes: int) -> Any:
+        u = cast(codes, "int32", lanes)
+        doubled = u + u - splat(const(zero2), lanes)
+        return product(cast(doubled, "float32", lanes), splat(scale * number(0.5), lanes), lanes)
+
+    def undoubled(codes: Any, scale: Any, lanes: int) -> Any:
+        u = cast(cast(codes, "int32", lanes), "float32", lanes)
+        return product(u - number(zero2 / 2, lanes) if zero2 else u, splat(scale, lanes), lanes)
+
+    # a factor 2 moves without rounding where halves of scales are exact
+    fixed = quantizer.attrs["granularity"] == "tensor"
+    return undoubled if fixed and quantizer.attrs["scale"] >= LEAST_SCALE else real
 
 
 def _lying(kernel: RowKernel, name: str) -> Rows | None:
@@ -231,11 +253,12 @@ def _lying(kernel: RowKernel, name: str) -> Rows | None:
     node, stored, place = found
     if not isinstance(stored.layout, CodeLayout) or not stored.layout.plain:
         return None
+    _ask_next(kernel, name, stored)
     buffer, scale = kernel.buffer(stored.buffer), _scale_of(kernel, node, stored, place)
-    padded = stored.layout.row_bytes >= round_up(node.columns, kernel.lanes)
+    padded, real = stored.layout.row_bytes >= round_up(node.columns, kernel.lanes), _real(node)
 
     def at(r: Any, j: Any, lanes: int) -> Any:
-        return _real(buffer[place(r), span(j, lanes)], node.attrs["zero2"], scale(r), lanes)
+        return real(buffer[place(r), span(j, lanes)], scale(r), lanes)
 
     return Rows(node.columns, padded, at)
 
@@ -369,7 +392,24 @@ def _unpack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> N
 def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
     """Codes of another kernel, or rows gathered from them; None where ``name`` is no quantized value."""
     found = _stored(kernel, name)
-    return None if found is None else _unpack(kernel, *found)
+    if found is None:
+        return None
+    _ask_next(kernel, name, found[1])
+    return _unpack(kernel, *found)
+
+
+def _ask_next(kernel: RowKernel, name: str, stored: StoredCodes) -> None:
+    """Ask for the rows of the next block, which sums over edges keep the processor from foreseeing."""
+    node = kernel.context.nodes[resolve(kernel.context.graph, name)]
+    if node.op == "gather" or node.rows == ONE or kernel.block == 1:
+        return
+    buffer = kernel.buffer(stored.buffer)
+
+    def row(r: Any) -> None:
+        for first in range(0, stored.layout.row_bytes, LINE):
+            kernel.b.prefetch(buffer[kernel.base + kernel.block + r, first], 2)
+
+    kernel.each_row(row)
 
 
 def _stored(kernel: RowKernel, name: str) -> tuple[Node, StoredCodes, Callable[[Any], Any]] | None:

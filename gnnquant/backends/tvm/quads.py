@@ -48,6 +48,7 @@ class QuadSum(RowSums):
         if not isinstance(self.edge_codes, KnownEdgeCodes):
             # of all rows first: processors work ahead on a row that does not wait for what the last one found
             self.kernel.each_row(self._weigh)
+            self.kernel.finish_rows()
         return super().emit()
 
     def _weigh(self, r: Any) -> None:
@@ -67,7 +68,7 @@ class QuadSum(RowSums):
         def at_once() -> None:
             if isinstance(codes, KnownEdgeCodes):
                 codes.whole(first, degree, summed=self.zero2 != 0)
-            self._sum_edges(first, degree, self._finished(r, degree))
+            self._sum_edges(first, degree, self._finished(r, degree, balanced=True), self._balance())
 
         self.kernel.b.branch(degree <= KEPT, at_once, lambda: self._any_row(r, first, degree))
 
@@ -80,15 +81,15 @@ class QuadSum(RowSums):
                 value = value + kernel.load("int32", place, lanes)
             kernel.save("int32", value, place, lanes)
 
-        self._sum_edges(start, count, keep)
+        self._sum_edges(start, count, keep, lambda _: splat(const(0), lanes))
 
-    def _sum_edges(self, start: Any, count: Any, sink: Sink) -> None:
-        """Sums over at most ``KEPT`` edges, whose codes are written."""
+    def _sum_edges(self, start: Any, count: Any, sink: Sink, begin: Callable[[Any], Any]) -> None:
+        """Sums over at most ``KEPT`` edges, whose codes are written, from ``begin(vector)`` on."""
         layout = self.layout
         passes, rest = divmod(layout.units, self.together)
 
         def some(index: Any, units: int) -> None:
-            self._pass(start, count, index * self.together, units, sink)
+            self._pass(start, count, index * self.together, units, sink, begin)
 
         if self.heads > 1:
             # which heads a vector has must be known
@@ -99,7 +100,9 @@ class QuadSum(RowSums):
         if rest:
             some(passes, rest)
 
-    def _pass(self, start: Any, count: Any, first: Any, units: int, sink: Sink) -> None:
+    def _pass(
+        self, start: Any, count: Any, first: Any, units: int, sink: Sink, begin: Callable[[Any], Any]
+    ) -> None:
         """The columns of ``units`` units from ``first`` on."""
         b, lanes = self.kernel.b, self.kernel.lanes
         slots = [
@@ -111,8 +114,8 @@ class QuadSum(RowSums):
             or self._vector(first + number, plane, v) * lanes < self.layout.columns
         ]
         sums = b.registers(len(slots), "int32", lanes)
-        for slot in range(len(slots)):
-            b.store(sums, splat(const(0), lanes), slot)
+        for slot, (number, plane, v) in enumerate(slots):
+            b.store(sums, begin(self._vector(first + number, plane, v)), slot)
         # of short rows fewer different numbers of turns are easier to foresee
         quads = BEHIND if len(slots) <= NARROW else 1
         with b.loop((count + (4 * quads - 1)) // (4 * quads)) as turn:
@@ -181,26 +184,49 @@ class QuadSum(RowSums):
 
         return of
 
-    def _finished(self, r: Any, degree: Any) -> Sink:
-        """Takes sums and saves the floats that they stand for."""
-        kernel, lanes, codes = self.kernel, self.kernel.lanes, self.edge_codes
+    def _by_column(self, dtype: str, place: Any) -> Callable[[Any], Any]:
+        """The number of its head for each column of a vector, given where those of the heads are."""
+        kernel, lanes = self.kernel, self.kernel.lanes
+        if self.heads == 1:
+            one = kernel.b.let(splat(kernel.load(dtype, place), lanes))
+            return lambda _: one
 
-        def by_column(dtype: str, place: Any, vector: Any) -> Any:
-            if self.heads == 1:
-                return splat(kernel.load(dtype, place), lanes)
+        def of(vector: Any) -> Any:
             pattern = self._pattern(vector)
             start = min(pattern[0], self.heads - 1)
             return shuffle([kernel.load(dtype, place + start, lanes)], [head - start for head in pattern])
 
+        return of
+
+    @property
+    def _even(self) -> bool:
+        """Whether half the doubled zero point is an integer: twice it then is a factor of the unit."""
+        return self.zero2 % 2 == 0
+
+    def _balance(self) -> Callable[[Any], Any]:
+        """What sums begin with, so that they end as those of codes less their zero point."""
+        lanes = self.kernel.lanes
+        if not self.zero2 or not self._even:
+            return lambda _: splat(const(0), lanes)
+        totals = self._by_column("int32", self.edge_codes.totals)
+        return lambda vector: totals(vector) * splat(const(-(self.zero2 // 2)), lanes)
+
+    def _finished(self, r: Any, degree: Any, *, balanced: bool) -> Sink:
+        """Takes sums, which began with :meth:`_balance` or 0, and saves the floats that they stand for."""
+        lanes, codes, balance = self.kernel.lanes, self.edge_codes, self._balance()
+        totals = None if self._even else self._by_column("int32", codes.totals)
+        units = self._by_column("float32", codes.unit)
+
         def finish(vector: Any, value: Any) -> None:
-            value = value + value
-            if self.zero2:
-                total = by_column("int32", codes.totals, vector)
-                value = value - total * splat(const(self.zero2), lanes)
-            y = self._scaled(
-                cast(value, "float32", lanes), by_column("float32", codes.unit, vector), degree, lanes
+            unit = units(vector)
+            if totals is not None:
+                value = value + value - totals(vector) * splat(const(self.zero2), lanes)
+            else:
+                value = value if balanced else value + balance(vector)
+                unit = unit + unit
+            self.save(
+                r, vector * lanes, self._scaled(cast(value, "float32", lanes), unit, degree, lanes), lanes
             )
-            self.save(r, vector * lanes, y, lanes)
 
         return finish
 
@@ -212,7 +238,7 @@ class QuadSum(RowSums):
                 "int32", cast(kernel.load("int64", codes.sums + h), "int32"), codes.totals + h
             ),
         )
-        finish = self._finished(r, degree)
+        finish = self._finished(r, degree, balanced=False)
         for vector in range(-(-self.node.columns // lanes)):
             finish(vector, kernel.load("int32", self.narrow + vector * lanes, lanes))
 

@@ -50,6 +50,8 @@ EMITTERS: dict[str, Callable[[RowKernel, Node], Rows | Codes]] = {
     "log_softmax": shapes.log_softmax,
 }
 """What computes each operation but the elementwise ones and the reductions over rows."""
+BY_ROW = frozenset({"quantize", "dequantize", "spmm", "float_spmm"}) | ELEMENTWISE
+"""Operations of which a row needs nothing of other rows of its block."""
 
 
 class RowKernel(Kernel):
@@ -72,6 +74,8 @@ class RowKernel(Kernel):
         statistics: Largest values of rows, by the first of the quantizers that need them.
         stream: Asks for the rows of an input that the next block quantizes.
         tables: Where the pool has the tables of ``lookups``, by the doubled zero points of weights.
+        waiting: What is to be done with each row of the block, in this order.
+        by_row: Whether more may come before it is done.
     """
 
     def __init__(self, context: Context, stage: Stage, name: str, outputs: list[tuple[int, str]]) -> None:
@@ -103,6 +107,8 @@ class RowKernel(Kernel):
         self.statistics: dict[str, Callable[[Any], Any]] = {}
         self.stream: Stream | None = None
         self.tables: dict[int, int] = {}
+        self.waiting: list[Callable[[Any], None]] = []
+        self.by_row = True
         self.outputs = outputs
         self.edges = {
             inlined.exports[0]: EdgeValues(self, inlined, lambda: self.limit, lambda: self.first)
@@ -152,6 +158,7 @@ class RowKernel(Kernel):
                 if self.block > 1:
                     self.rows = b.let(tirx.min(const(self.block), stop - self.base))
                 self.compute()
+                self.finish_rows()
             for node in reductions:
                 segments.finish(self, node)
             if self._tiled:
@@ -201,15 +208,31 @@ class RowKernel(Kernel):
     # ------------------------------------------------------------ values
 
     def each_row(self, body: Callable[[Any], None]) -> None:
-        """``body(r)`` for the rows of the block."""
+        """``body(r)`` for the rows of the block.
+
+        Operations by row share one loop. What is left to do for a row when its sum is finished then takes the
+        time in which the processor waits for the next row's edges, whose number it did not foresee.
+        """
         if self.block == 1:
             body(0)
-        else:
-            ask = self.stream.rows() if self.stream is not None else None
-            with self.b.loop(self.rows) as r:
+            return
+        self.waiting.append(body)
+        if not self.by_row:
+            self.finish_rows()
+
+    def finish_rows(self) -> None:
+        """Emit the loop over the rows of the block that waits for more to do."""
+        if not self.waiting:
+            return
+        bodies, self.waiting = self.waiting, []
+        by_row, self.by_row = self.by_row, False
+        asks = [self.stream.rows() if self.stream is not None else None for _ in bodies]
+        with self.b.loop(self.rows) as r:
+            for body, ask in zip(bodies, asks, strict=True):
                 body(r)
                 if ask is not None:
                     ask(r)
+        self.by_row = by_row
 
     def operand(self, name: str) -> Rows | Codes:
         """The value of a node, wherever it lives."""
@@ -308,6 +331,13 @@ class RowKernel(Kernel):
     # ------------------------------------------------------------ nodes
 
     def _node(self, node: Node) -> None:
+        self.by_row = node.op in BY_ROW
+        if not self.by_row:
+            self.finish_rows()
+        self._emit(node)
+        self.by_row = True
+
+    def _emit(self, node: Node) -> None:
         if node.op in ("segment_reduce", "row_reduce"):
             segments.add(self, node)
             return

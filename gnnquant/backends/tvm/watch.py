@@ -52,6 +52,7 @@ class Watch:
     def finish(self) -> None:
         """Write what was found, for all rows of the block."""
         kernel = self.kernel
+        kernel.finish_rows()
         found = kernel.buffer(watched(kernel.context, self.node))
         value = kernel.b.let(reinterpret(fold_max(self._largest[0], self._lanes), "float32"))
         with kernel.b.loop(kernel.rows) as r:

@@ -16,6 +16,7 @@ from gnnquant.passes.lowering.factor_norms import factor_norms
 from gnnquant.passes.lowering.factor_scales import factor_scales
 from gnnquant.passes.lowering.in_place import seen_elsewhere
 from gnnquant.passes.lowering.inputs import read_inputs
+from gnnquant.passes.lowering.merge_factors import merge_factors
 from gnnquant.passes.lowering.program import Program
 from gnnquant.passes.lowering.rules import find_function_rule, find_method_rule, find_module_rule
 from gnnquant.passes.lowering.rules.refused import RANDOM_NAMES
@@ -55,7 +56,8 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
             outputs: list[Rows] = []
             result = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
             tree = _result(program, result, outputs)
-            return factor_scales(factor_norms(assemble(program, parameters, outputs, tree)))
+            graph = assemble(program, parameters, outputs, tree)
+            return merge_factors(factor_scales(factor_norms(graph)))
         else:
             reader = seen_elsewhere(module, node, order)
             if reader is not None:

@@ -18,6 +18,7 @@ from gnnquant.integer_graph import (
 )
 from gnnquant.passes.lowering.factor_norms import factor_norms
 from gnnquant.passes.lowering.factor_scales import factor_scales
+from gnnquant.passes.lowering.merge_factors import merge_factors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,7 +206,7 @@ def gcn(
         y = m.binary("add", m.spmm(message, g, norm), m.constant(width))
         x = m.unary("log_softmax", y) if last else m.unary("relu", y)
         zero2 = 0
-    return factor_scales(factor_norms(m.finish(x)))
+    return merge_factors(factor_scales(factor_norms(m.finish(x))))
 
 
 def sage(bits: int, reduce: str = "mean", features: int = 33, hidden: int = 70) -> IntegerGraph:

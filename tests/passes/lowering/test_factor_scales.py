@@ -25,7 +25,9 @@ def test_sums_with_weights_are_multiplied_afterwards(weighted: bool) -> None:
     quantizer = graph[total.inputs[0]]
     assert total.attrs["unscaled"]
     (product,) = graph.users(total.name)
-    assert (product.op, product.attrs["scalar"]) == ("mul", quantizer.attrs["scale"])
+    # with the root of the degree of the destination, where there are no weights
+    factor = product if weighted else graph[product.inputs[1]]
+    assert (product.op, factor.op, factor.attrs["scalar"]) == ("mul", "mul", quantizer.attrs["scale"])
 
 
 def test_other_sums_stay_as_they_are() -> None:
