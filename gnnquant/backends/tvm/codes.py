@@ -210,7 +210,7 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
     there = _lying(kernel, node.inputs[0])
     if there is not None:
         return there
-    q, real = kernel.codes(node.inputs[0]), _real(_quantizer(kernel, node.inputs[0]))
+    q, real = kernel.codes(node.inputs[0]), _real(quantizer_of(kernel, node.inputs[0]))
 
     def at(r: Any, j: Any, lanes: int) -> Any:
         return real(kernel.load("uint8", q.start + r * q.stride + j, lanes), q.scale(r), lanes)
@@ -218,7 +218,7 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
     return Rows(q.columns, True, at)
 
 
-def _quantizer(kernel: RowKernel, name: str) -> Node:
+def quantizer_of(kernel: RowKernel, name: str) -> Node:
     """The node that made the codes ``name``, which may be gathered."""
     graph, nodes = kernel.context.graph, kernel.context.nodes
     node = nodes[resolve(graph, name)]
@@ -240,9 +240,12 @@ def _real(quantizer: Node) -> Callable[[Any, Any, int], Any]:
         u = cast(cast(codes, "int32", lanes), "float32", lanes)
         return product(u - number(zero2 / 2, lanes) if zero2 else u, splat(scale, lanes), lanes)
 
-    # a factor 2 moves without rounding where halves of scales are exact
-    fixed = quantizer.attrs["granularity"] == "tensor"
-    return undoubled if fixed and quantizer.attrs["scale"] >= LEAST_SCALE else real
+    return undoubled if halves_exactly(quantizer) else real
+
+
+def halves_exactly(quantizer: Node) -> bool:
+    """Whether half the scale is exact: a factor 2 then moves without rounding."""
+    return quantizer.attrs["granularity"] == "tensor" and quantizer.attrs["scale"] >= LEAST_SCALE
 
 
 def _lying(kernel: RowKernel, name: str) -> Rows | None:

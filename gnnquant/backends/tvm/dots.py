@@ -37,6 +37,11 @@ def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
     return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
 
 
-def dot_quads(machine: Machine, sums: Any, x: Any, y: Any) -> Any:
-    """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV."""
-    return intrinsic(machine.quads, vector_type("int32", machine.lanes), sums, x, y)
+def dot_quads(machine: Machine, sums: Any, x: Any, y: Any, lanes: int = 0) -> Any:
+    """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV.
+
+    V is the number of the machine's lanes, or half of it.
+    """
+    lanes = lanes or machine.lanes
+    name = machine.quads if lanes == machine.lanes else machine.half_quads
+    return intrinsic(name, vector_type("int32", lanes), sums, x, y)

@@ -63,6 +63,11 @@ class Machine:
         return bool(self.lookup) and not self.tiles and bits == 2
 
     @property
+    def half_quads(self) -> str:
+        """``quads`` on vectors of half as many lanes, ``""`` without it."""
+        return self.quads.replace(".512", ".256") if self.lanes == 16 else ""
+
+    @property
     def sums(self) -> int:
         """Vectors of sums that registers hold beside what is added to them, measured rather than counted."""
         return 16 if self.lanes == 4 else 8

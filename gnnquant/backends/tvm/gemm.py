@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from gnnquant.backends.tvm import lookups, sparse, tiles
-from gnnquant.backends.tvm.codes import clear
+from gnnquant.backends.tvm.codes import clear, halves_exactly, quantizer_of
 from gnnquant.backends.tvm.context import fail
 from gnnquant.backends.tvm.dots import dot_bytes, dot_quads, dot_words
 from gnnquant.backends.tvm.emit import (
@@ -19,6 +19,7 @@ from gnnquant.backends.tvm.emit import (
     number,
     product,
     reinterpret,
+    shuffle,
     span,
     splat,
 )
@@ -95,9 +96,14 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     layout = weight_layout(context, name, group)
     stride = round_up(layout.padded, 16)
     total = kernel.reserve("int32", q.size * stride)
+    # sums of codes less half the doubled zero point, where it is an integer, take the whole scale
+    even = q.zero2 % 2 == 0 and halves_exactly(quantizer_of(kernel, node.inputs[0]))
+    offset = _Offset(kernel, integers.sum(axis=0) * (q.zero2 // 2 if even else q.zero2), layout)
+    if even and group == 4 and machine.by_quads(q.bits) and not machine.tiles:
+        offset.begin()
 
     def dense() -> None:
-        _dense(kernel, q, layout, name, reach, (total, stride))
+        _dense(kernel, q, layout, name, reach, (total, stride), offset)
 
     if q.zero2 == 0 and layout.inputs >= sparse.LEAST_INPUTS and layout.outputs >= 4 * lanes:
         sparse.gemm(kernel, q, layout, name, reach, (total, stride), dense)
@@ -106,22 +112,53 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     if kernel.stream is not None:
         kernel.stream.multiplied()
     scale = kernel.keep(_padded(weight.column_scale, layout.padded))
-    correction = None
-    if q.zero2:
-        sums = (q.zero2 * integers.sum(axis=0)).astype(np.int32)
-        correction = kernel.keep(_padded(sums, layout.padded))
 
     def at(r: Any, j: Any, width: int) -> Any:
         value = kernel.load("int32", total + r * stride + j, width)
-        value = value + value
-        if correction is not None:
-            value = value - reinterpret(kernel.kept(correction + j, width), "int32", width)
-        half = splat(q.scale(r) * number(0.5), width)
-        return product(cast(value, "float32", width) * half, kernel.kept(scale + j, width), width)
+        value = offset.subtracted(value if even else value + value, j, width)
+        step = q.scale(r) if even else q.scale(r) * number(0.5)
+        return product(
+            cast(value, "float32", width) * splat(step, width), kernel.kept(scale + j, width), width
+        )
 
     if parts == 1:
         return Rows(layout.outputs, True, at)
     return _join(kernel, parts, layout.outputs, at)
+
+
+class _Offset:
+    """What zero points make of sums of products, for each column.
+
+    Args:
+        kernel: Where.
+        values: int [M], to be subtracted.
+        layout: Of the weight.
+    """
+
+    def __init__(self, kernel: RowKernel, values: Any, layout: WeightLayout) -> None:
+        self._kernel, self._values, self._size = kernel, values, layout.padded
+        self._begun: int | None = None
+        self._after = kernel.keep(self._padded(values)) if values.any() else None
+
+    def begin(self) -> None:
+        """Sums are to begin with it (:meth:`first`)."""
+        if self._after is not None:
+            self._begun, self._after = self._kernel.keep(self._padded(-self._values)), None
+
+    def _padded(self, values: Any) -> Any:
+        return _padded(values.astype(np.int32), self._size)
+
+    def first(self, column: Any, lanes: int) -> Any:
+        """What the sums of some columns begin with."""
+        if self._begun is None:
+            return splat(const(0), lanes)
+        return reinterpret(self._kernel.kept(self._begun + column, lanes), "int32", lanes)
+
+    def subtracted(self, sums: Any, column: Any, lanes: int) -> Any:
+        """Sums of some columns less what they did not begin with."""
+        if self._after is None:
+            return sums
+        return sums - reinterpret(self._kernel.kept(self._after + column, lanes), "int32", lanes)
 
 
 def _split(kernel: RowKernel, q: Codes, parts: int) -> Codes:
@@ -212,6 +249,7 @@ def _dense(
     name: str,
     reach: int,
     sums: tuple[int, int],
+    offset: _Offset,
 ) -> None:
     """All codes of the block, ``tall`` rows by ``wide`` vectors at a time."""
     b, machine, lanes = kernel.b, kernel.machine, kernel.lanes
@@ -239,20 +277,41 @@ def _dense(
         return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
 
     narrow = group == 4 and not machine.by_quads(q.bits)
+    # what is padded for products that skip zeros has panels of nothing else
+    wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
+    half = lanes // 2
+    # the last vector of a single panel may have half of its columns, at half the cost
+    ends = group == 4 and not narrow and wide_panels == 1 and machine.half_quads
+    halved = bool(ends) and layout.outputs <= layout.block - half
     slices = -(-layout.words // reach) if narrow else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
 
+    def lanes_of(c: int) -> int:
+        return half if halved and c == wide - 1 else lanes
+
+    def added(value: Any, x: Any, column: Any, width: int) -> Any:
+        if narrow:
+            return value + dot_bytes(machine, x, column)
+        if group == 2:
+            return value + dot_words(machine, x, column)
+        return dot_quads(
+            machine, value, x if width == lanes else shuffle([x], range(4 * width)), column, width
+        )
+
     def tile(above: Any, panel: Any) -> None:
-        acc = b.registers(tall * wide, "int16" if narrow else "int32", (2 if narrow else 1) * lanes)
-        size = (2 if narrow else 1) * lanes
+        dtype, size = ("int16", 2) if narrow else ("int32", 1)
+        acc = [b.registers(tall, dtype, size * lanes_of(c)) for c in range(wide)]
         ones = splat(const(1, "int16"), 2 * lanes)
 
         def place(r: int, c: int) -> Any:
             return total + (above * tall + r) * stride + panel * layout.block + c * lanes
 
         def part(index: Any) -> None:
-            for i in range(tall * wide):
-                b.store(acc, splat(const(0, "int16" if narrow else "int32"), size), i)
+            for c in range(wide):
+                start = offset.first(panel * layout.block + c * lanes, lanes_of(c))
+                start = splat(const(0, "int16"), 2 * lanes) if narrow else b.let(start)
+                for r in range(tall):
+                    b.store(acc[c], start, r)
             first = index * length
             count: Any = length
             if slices > 1:
@@ -262,9 +321,9 @@ def _dense(
                 columns = [
                     b.let(
                         reinterpret(
-                            dense[panel, k, span(c * lanes, lanes)],
+                            dense[panel, k, span(c * lanes, lanes_of(c))],
                             "int8" if group == 4 else "int16",
-                            group * lanes,
+                            group * lanes_of(c),
                         )
                     )
                     for c in range(wide)
@@ -272,31 +331,21 @@ def _dense(
                 for r in range(tall):
                     x = b.let(factor(above * tall + r, k))
                     for c in range(wide):
-                        slot = r * wide + c
-                        if narrow:
-                            value = acc[slot] + dot_bytes(machine, x, columns[c])
-                        elif group == 4:
-                            value = dot_quads(machine, acc[slot], x, columns[c])
-                        else:
-                            value = acc[slot] + dot_words(machine, x, columns[c])
-                        b.store(acc, value, slot)
+                        b.store(acc[c], added(acc[c][r], x, columns[c], lanes_of(c)), r)
             for r in range(tall):
                 for c in range(wide):
-                    value = acc[r * wide + c]
+                    value = acc[c][r]
                     if narrow:
                         value = dot_words(machine, value, ones)
                     if slices > 1:
                         value = value + kernel.load("int32", place(r, c), lanes)
-                    kernel.save("int32", value, place(r, c), lanes)
+                    kernel.save("int32", value, place(r, c), lanes_of(c))
 
         if slices > 1:
             for r in range(tall):
                 for c in range(wide):
                     kernel.save("int32", splat(const(0), lanes), place(r, c), lanes)
         kernel.each(slices, part)
-
-    # what is padded for products that skip zeros has panels of nothing else
-    wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
 
     def one(above: Any, panel: Any) -> None:
         if kernel.stream is not None:
@@ -334,7 +383,11 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
     parts = int(np.prod(shape[:-1]))
     size = kernel.block * parts
     block = lanes if outputs <= lanes else 2 * lanes
+    if lanes == 16 and 2 * lanes < outputs <= 3 * lanes:
+        block = 3 * lanes  # there are registers for it, as for products of integers
     padded = round_up(outputs, block)
+    half = lanes // 2
+    halved = padded == block and outputs <= block - half and half > 1
     name = f"panels.{node.attrs['array']}"
     context.constants[name] = panels(array, padded, block)
     context.add(name, "float32", context.constants[name].shape, "constant")
@@ -346,11 +399,15 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
     def place(above: Any, r: int, panel: Any, c: int) -> Any:
         return start + (above * tall + r) * stride + panel * block + c * lanes
 
+    def lanes_of(c: int) -> int:
+        # the last vector of a single panel may have half of its columns, at half the cost
+        return half if halved and c == wide - 1 else lanes
+
     def tile(above: Any, panel: Any, first: Any, count: Any) -> None:
-        acc = b.registers(tall * wide, "float32", lanes)
+        acc = [b.registers(tall, "float32", lanes_of(c)) for c in range(wide)]
         for r in range(tall):
             for c in range(wide):
-                b.store(acc, kernel.load("float32", place(above, r, panel, c), lanes), r * wide + c)
+                b.store(acc[c], kernel.load("float32", place(above, r, panel, c), lanes_of(c)), r)
         # rows beyond the last are computed again from it: they are never stored
         places = []
         for r in range(tall):
@@ -359,15 +416,15 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
             places.append((b.let(tirx.min(outer, kernel.last - kernel.base)), part_ * inputs))
         with b.loop(count) as step:
             k = first + step
-            columns = [b.let(weight[panel, k, span(c * lanes, lanes)]) for c in range(wide)]
+            columns = [b.let(weight[panel, k, span(c * lanes, lanes_of(c))]) for c in range(wide)]
             for r in range(tall):
                 outer, begin = places[r]
-                value = b.let(splat(x.at(outer, begin + k, 1), lanes))
+                value = b.let(x.at(outer, begin + k, 1))
                 for c in range(wide):
-                    b.store(acc, acc[r * wide + c] + value * columns[c], r * wide + c)
+                    b.store(acc[c], acc[c][r] + splat(value, lanes_of(c)) * columns[c], r)
         for r in range(tall):
             for c in range(wide):
-                kernel.save("float32", acc[r * wide + c], place(above, r, panel, c), lanes)
+                kernel.save("float32", acc[c][r], place(above, r, panel, c), lanes_of(c))
 
     def empty(i: Any) -> None:
         kernel.save("float32", splat(number(0.0), lanes), start + i * lanes, lanes)

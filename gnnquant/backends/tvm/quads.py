@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnquant.backends.tvm.codes import plane_of
 from gnnquant.backends.tvm.dots import dot_quads
@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from gnnquant.backends.tvm.values import Rows
     from gnnquant.integer_graph import Node
 
-    Sink = Callable[[Any, Any], None]
-    """``sink(vector, value)``: takes the sums of a vector of columns."""
-
 
 NARROW = 4
 """Most vectors of sums for which edges that may not be there are read."""
+
+
+class _Ends(NamedTuple):
+    """How sums of a vector of columns begin and end.
+
+    Attributes:
+        first: ``first(vector)``: what they begin with.
+        take: ``take(vector, value)``: takes them.
+    """
+
+    first: Callable[[Any], Any]
+    take: Callable[[Any, Any], None]
 
 
 class QuadSum(RowSums):
@@ -68,7 +77,8 @@ class QuadSum(RowSums):
         def at_once() -> None:
             if isinstance(codes, KnownEdgeCodes):
                 codes.whole(first, degree, summed=self.zero2 != 0)
-            self._sum_edges(first, degree, self._finished(r, degree, balanced=True), self._balance())
+            finished = self._finished(r, degree, balanced=True)
+            self._sum_edges(first, degree, _Ends(self._balance(), finished))
 
         self.kernel.b.branch(degree <= KEPT, at_once, lambda: self._any_row(r, first, degree))
 
@@ -81,15 +91,15 @@ class QuadSum(RowSums):
                 value = value + kernel.load("int32", place, lanes)
             kernel.save("int32", value, place, lanes)
 
-        self._sum_edges(start, count, keep, lambda _: splat(const(0), lanes))
+        self._sum_edges(start, count, _Ends(lambda _: splat(const(0), lanes), keep))
 
-    def _sum_edges(self, start: Any, count: Any, sink: Sink, begin: Callable[[Any], Any]) -> None:
-        """Sums over at most ``KEPT`` edges, whose codes are written, from ``begin(vector)`` on."""
+    def _sum_edges(self, start: Any, count: Any, ends: _Ends) -> None:
+        """Sums over at most ``KEPT`` edges, whose codes are written."""
         layout = self.layout
         passes, rest = divmod(layout.units, self.together)
 
         def some(index: Any, units: int) -> None:
-            self._pass(start, count, index * self.together, units, sink, begin)
+            self._pass(start, count, index * self.together, units, ends)
 
         if self.heads > 1:
             # which heads a vector has must be known
@@ -100,9 +110,7 @@ class QuadSum(RowSums):
         if rest:
             some(passes, rest)
 
-    def _pass(
-        self, start: Any, count: Any, first: Any, units: int, sink: Sink, begin: Callable[[Any], Any]
-    ) -> None:
+    def _pass(self, start: Any, count: Any, first: Any, units: int, ends: _Ends) -> None:
         """The columns of ``units`` units from ``first`` on."""
         b, lanes = self.kernel.b, self.kernel.lanes
         slots = [
@@ -115,7 +123,7 @@ class QuadSum(RowSums):
         ]
         sums = b.registers(len(slots), "int32", lanes)
         for slot, (number, plane, v) in enumerate(slots):
-            b.store(sums, begin(self._vector(first + number, plane, v)), slot)
+            b.store(sums, ends.first(self._vector(first + number, plane, v)), slot)
         # of short rows fewer different numbers of turns are easier to foresee
         quads = BEHIND if len(slots) <= NARROW else 1
         with b.loop((count + (4 * quads - 1)) // (4 * quads)) as turn:
@@ -126,7 +134,7 @@ class QuadSum(RowSums):
                 weights = self._weights(quad, count)
                 self._add_four(edge, first, weights, slots, sums)
         for slot, (number, plane, v) in enumerate(slots):
-            sink(self._vector(first + number, plane, v), sums[slot])
+            ends.take(self._vector(first + number, plane, v), sums[slot])
 
     def _vector(self, unit: Any, plane: int, v: int) -> Any:
         """Which vector of columns this one of a unit's is."""
@@ -211,7 +219,7 @@ class QuadSum(RowSums):
         totals = self._by_column("int32", self.edge_codes.totals)
         return lambda vector: totals(vector) * splat(const(-(self.zero2 // 2)), lanes)
 
-    def _finished(self, r: Any, degree: Any, *, balanced: bool) -> Sink:
+    def _finished(self, r: Any, degree: Any, *, balanced: bool) -> Callable[[Any, Any], None]:
         """Takes sums, which began with :meth:`_balance` or 0, and saves the floats that they stand for."""
         lanes, codes, balance = self.kernel.lanes, self.edge_codes, self._balance()
         totals = None if self._even else self._by_column("int32", codes.totals)

@@ -56,8 +56,8 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
             outputs: list[Rows] = []
             result = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
             tree = _result(program, result, outputs)
-            graph = assemble(program, parameters, outputs, tree)
-            return merge_factors(factor_scales(factor_norms(graph)))
+            lowered = assemble(program, parameters, outputs, tree)
+            return merge_factors(factor_scales(factor_norms(lowered)))
         else:
             reader = seen_elsewhere(module, node, order)
             if reader is not None:

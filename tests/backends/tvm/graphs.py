@@ -429,6 +429,25 @@ def rare(bits: int) -> IntegerGraph:
     return m.finish(*out)
 
 
+def columns(bits: int) -> IntegerGraph:
+    """Products of many numbers of columns, and values of codes, whose scales are of all kinds."""
+    m = Maker(120 + bits)
+    x = m.input("x", 30)
+    out = []
+    for position, outputs in enumerate((3, 8, 9, 24, 40, 41, 47, 130)):
+        signed, granularity = position % 2 == 0, ("row", "tensor", "tensor")[position % 3]
+        codes = m.quantize(x, bits, SIGNED[bits] if signed else 0, granularity)
+        out.append(m.gemm(codes, outputs, bits))
+        out.append(m.float_gemm(m.unary("floor", m.unary("mul", x, scalar=3.0)), outputs))
+    # half of the last of these is no float32
+    for scale in (0.0, 2.0**-125, (1 + 2.0**-23) * 2.0**-126):
+        tiny = m.unary("mul", x, scalar=scale)
+        attrs = {"bits": bits, "zero2": SIGNED[bits], "granularity": "tensor", "scale": scale}
+        codes = m.add("quantize", (tiny,), (30,), **attrs)
+        out += [m.add("dequantize", (codes,), (30,)), m.gemm(codes, 5, bits)]
+    return m.finish(*out)
+
+
 def floats(reduce: str = "sum", heads: int = 2, features: int = 22) -> IntegerGraph:
     """What is not quantized: weighted sums of float rows, elementwise functions, broadcasting."""
     m = Maker(30)

@@ -50,6 +50,7 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "pooled": graphs.pooled,
     "shapes": graphs.shapes,
     **{f"products-{bits}": lambda bits=bits: graphs.products(bits) for bits in (4, 8)},  # type: ignore[misc]
+    **{f"columns-{bits}": lambda bits=bits: graphs.columns(bits) for bits in (4, 8)},  # type: ignore[misc]
     "lookups": graphs.lookups,
     "floats": graphs.floats,
     "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),

@@ -29,9 +29,8 @@ def test_scale_and_norm_are_one_number_of_a_row() -> None:
 def test_only_the_order_of_products_changes(nodes: int, edges: int) -> None:
     m = graphs.Maker(3)
     x, gate, other = m.input("x", 6), m.input("gate", 1), m.input("other", 1)
-    rows, numbers = m.rows(x), []
-    for name in (gate, other):
-        numbers.append(m.gather(name, m.index("arange", rows), rows))
+    rows = m.rows(x)
+    numbers = [m.gather(name, m.index("arange", rows), rows) for name in (gate, other)]
     y = m.add("mul", (x,), (6,), scalar=0.3)
     y = m.add("mul", (numbers[0], y), (6,))
     y = m.add("mul", (y,), (6,), scalar=-7.0)
