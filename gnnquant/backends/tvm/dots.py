@@ -37,7 +37,7 @@ def dot_bytes(machine: Machine, x: Any, y: Any) -> Any:
     return intrinsic(machine.bytes, vector_type("int16", 2 * machine.lanes), x, y)
 
 
-def dot_quads(machine: Machine, sums: Any, x: Any, y: Any, lanes: int = 0) -> Any:
+def dot_quads(machine: Machine, sums: Any, x: Any, y: Any, lanes: int | None = None) -> Any:
     """``sums`` plus sums of products of four adjacent bytes, x unsigned: bytes x4V to int32xV.
 
     V is the number of the machine's lanes, or half of it.

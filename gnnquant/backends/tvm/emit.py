@@ -35,6 +35,7 @@ class Machine:
         quads: Name of the sum of an int32 and the products of four unsigned and four signed bytes (vpdpbusd
             of AVX512-VNNI and AVX-VNNI; sdot and usdot of Arm), ``""`` without it.
         quads_limit: Largest code that ``quads`` takes: 127 where it reads both operands as signed.
+        half_quads: ``quads`` on vectors of half as many lanes, ``""`` without it.
         front: x86 name of the move of those of 64 bytes that a mask picks to the front (vpcompressb), ``""``
             without it.
         lookup: x86 name of the choice of 64 bytes of a vector, each by one of another (vpermb), ``""``
@@ -50,6 +51,7 @@ class Machine:
     halves: tuple[str, str] = ("", "")
     quads: str = ""
     quads_limit: int = 0
+    half_quads: str = ""
     front: str = ""
     lookup: str = ""
     tiles: bool = False
@@ -61,11 +63,6 @@ class Machine:
     def by_lookups(self, bits: int) -> bool:
         """Whether products of codes of this width are looked up; tiles are faster still."""
         return bool(self.lookup) and not self.tiles and bits == 2
-
-    @property
-    def half_quads(self) -> str:
-        """``quads`` on vectors of half as many lanes, ``""`` without it."""
-        return self.quads.replace(".512", ".256") if self.lanes == 16 else ""
 
     @property
     def sums(self) -> int:

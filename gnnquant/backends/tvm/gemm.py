@@ -98,9 +98,9 @@ def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
     total = kernel.reserve("int32", q.size * stride)
     # sums of codes less half the doubled zero point, where it is an integer, take the whole scale
     even = q.zero2 % 2 == 0 and halves_exactly(quantizer_of(kernel, node.inputs[0]))
-    offset = _Offset(kernel, integers.sum(axis=0) * (q.zero2 // 2 if even else q.zero2), layout)
-    if even and group == 4 and machine.by_quads(q.bits) and not machine.tiles:
-        offset.begin()
+    zero, by_quads = q.zero2 // 2 if even else q.zero2, machine.by_quads(q.bits) and not machine.tiles
+    begins = even and group == 4 and by_quads
+    offset = _Offset(kernel, integers.sum(axis=0) * zero, layout, begins=begins)
 
     def dense() -> None:
         _dense(kernel, q, layout, name, reach, (total, stride), offset)
@@ -133,32 +133,25 @@ class _Offset:
         kernel: Where.
         values: int [M], to be subtracted.
         layout: Of the weight.
+        begins: Whether sums begin with it (:meth:`first`).
     """
 
-    def __init__(self, kernel: RowKernel, values: Any, layout: WeightLayout) -> None:
-        self._kernel, self._values, self._size = kernel, values, layout.padded
-        self._begun: int | None = None
-        self._after = kernel.keep(self._padded(values)) if values.any() else None
-
-    def begin(self) -> None:
-        """Sums are to begin with it (:meth:`first`)."""
-        if self._after is not None:
-            self._begun, self._after = self._kernel.keep(self._padded(-self._values)), None
-
-    def _padded(self, values: Any) -> Any:
-        return _padded(values.astype(np.int32), self._size)
+    def __init__(self, kernel: RowKernel, values: Any, layout: WeightLayout, *, begins: bool) -> None:
+        self._kernel, self._begins, self._place = kernel, begins, None
+        if values.any():
+            numbers = (-values if begins else values).astype(np.int32)
+            self._place = kernel.keep(_padded(numbers, layout.padded))
 
     def first(self, column: Any, lanes: int) -> Any:
         """What the sums of some columns begin with."""
-        if self._begun is None:
-            return splat(const(0), lanes)
-        return reinterpret(self._kernel.kept(self._begun + column, lanes), "int32", lanes)
+        return self._at(column, lanes) if self._begins and self._place is not None else splat(const(0), lanes)
 
     def subtracted(self, sums: Any, column: Any, lanes: int) -> Any:
         """Sums of some columns less what they did not begin with."""
-        if self._after is None:
-            return sums
-        return sums - reinterpret(self._kernel.kept(self._after + column, lanes), "int32", lanes)
+        return sums if self._begins or self._place is None else sums - self._at(column, lanes)
+
+    def _at(self, column: Any, lanes: int) -> Any:
+        return reinterpret(self._kernel.kept(self._place + column, lanes), "int32", lanes)
 
 
 def _split(kernel: RowKernel, q: Codes, parts: int) -> Codes:
@@ -281,8 +274,8 @@ def _dense(
     wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
     half = lanes // 2
     # the last vector of a single panel may have half of its columns, at half the cost
-    ends = group == 4 and not narrow and wide_panels == 1 and machine.half_quads
-    halved = bool(ends) and layout.outputs <= layout.block - half
+    single = group == 4 and not narrow and wide_panels == 1
+    halved = single and bool(machine.half_quads) and layout.outputs <= layout.block - half
     slices = -(-layout.words // reach) if narrow else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
 

@@ -168,6 +168,7 @@ def _arm(available: set[str]) -> Machine:
 def _x86(available: set[str]) -> Machine:
     if available >= AVX512:
         quads = "llvm.x86.avx512.vpdpbusd.512" if "avx512vnni" in available else ""
+        half_quads = "llvm.x86.avx512.vpdpbusd.256" if {"avx512vnni", "avx512vl"} <= available else ""
         words, pairs = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512"
         tiles = {"amx-tile", "amx-int8"} <= available
         return Machine(
@@ -178,6 +179,7 @@ def _x86(available: set[str]) -> Machine:
             ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
             quads=quads,
             quads_limit=255,
+            half_quads=half_quads,
             front="llvm.x86.avx512.mask.compress.v64i8" if "avx512vbmi2" in available else "",
             lookup="llvm.x86.avx512.permvar.qi.512" if "avx512vbmi" in available else "",
             tiles=tiles,
