@@ -359,6 +359,11 @@ class IntegerGraph:
                 return node
         raise KeyError(name)
 
+    def names(self) -> set[str]:
+        """What values of both programs and constants are called, for :func:`take_name`."""
+        index, rows = {node.name for node in self.index}, {node.name for node in self.nodes}
+        return {*index, *rows, *self.constants}
+
     def index_node(self, name: str) -> IndexNode:
         """The node of the index program called ``name``."""
         for node in self.index:

@@ -220,11 +220,17 @@ def dequantize(kernel: RowKernel, node: Node) -> Rows:
 
 def quantizer_of(kernel: RowKernel, name: str) -> Node:
     """The node that made the codes ``name``, which may be gathered."""
+    return _behind_gathers(kernel, name)[0]
+
+
+def _behind_gathers(kernel: RowKernel, name: str) -> tuple[Node, list[Node]]:
+    """The node that made what ``name`` gathers, and the gathers, the last one first."""
     graph, nodes = kernel.context.graph, kernel.context.nodes
-    node = nodes[resolve(graph, name)]
+    gathers, node = [], nodes[resolve(graph, name)]
     while node.op == "gather":
+        gathers.append(node)
         node = nodes[resolve(graph, node.inputs[0])]
-    return node
+    return node, gathers
 
 
 def _real(quantizer: Node) -> Callable[[Any, Any, int], Any]:
@@ -417,12 +423,7 @@ def _ask_next(kernel: RowKernel, name: str, stored: StoredCodes) -> None:
 
 def _stored(kernel: RowKernel, name: str) -> tuple[Node, StoredCodes, Callable[[Any], Any]] | None:
     """The quantized value behind ``name``, where it lies, and at which row for row r of the block."""
-    graph, nodes = kernel.context.graph, kernel.context.nodes
-    gathers = []
-    node = nodes[resolve(graph, name)]
-    while node.op == "gather":
-        gathers.append(node)
-        node = nodes[resolve(graph, node.inputs[0])]
+    node, gathers = _behind_gathers(kernel, name)
     stored = kernel.context.stored.get(node.name)
     if not isinstance(stored, StoredCodes):
         return None

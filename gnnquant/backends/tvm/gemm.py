@@ -53,9 +53,7 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         weight = context.graph.weights[name]
         lanes = context.machine.lanes
         inputs, outputs = weight.shape
-        block = lanes if outputs <= lanes else 2 * lanes
-        if lanes == 16 and not context.machine.tiles and 2 * lanes < outputs <= 3 * lanes:
-            block = 3 * lanes  # there are registers for it: no fourth vector of padding
+        block = _panel(outputs, lanes, three=not context.machine.tiles)
         padded = round_up(outputs, 4 * lanes if outputs >= 4 * lanes else block)
         depth = tiles.SIDE if context.machine.tiles and group == 4 else 1
         if group == lookups.GROUP:
@@ -74,6 +72,21 @@ def weight_layout(context: Context, name: str, group: int) -> WeightLayout:
         shape = (layout.panels, layout.words, words)
         context.add(f"dense{group}.{name}", "int32", shape, "workspace")
     return context.weights[key]
+
+
+def _panel(outputs: int, lanes: int, *, three: bool = True) -> int:
+    """Columns of a panel: of ``three`` vectors where that spares a fourth and there are registers for it."""
+    if three and lanes == 16 and 2 * lanes < outputs <= 3 * lanes:
+        return 3 * lanes
+    return lanes if outputs <= lanes else 2 * lanes
+
+
+def _widths(outputs: int, block: int, lanes: int, *, halves: bool) -> list[int]:
+    """Lanes of the vectors of a panel; the last of a single panel may have half, at half the cost."""
+    widths = [lanes] * (block // lanes)
+    if halves and outputs <= block - lanes // 2:
+        widths[-1] = lanes // 2
+    return widths
 
 
 def integer_gemm(kernel: RowKernel, node: Node) -> Rows:
@@ -270,17 +283,10 @@ def _dense(
         return reinterpret(splat(reinterpret(two, "int32"), lanes), "int16", 2 * lanes)
 
     narrow = group == 4 and not machine.by_quads(q.bits)
-    # what is padded for products that skip zeros has panels of nothing else
-    wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
-    half = lanes // 2
-    # the last vector of a single panel may have half of its columns, at half the cost
-    single = group == 4 and not narrow and wide_panels == 1
-    halved = single and bool(machine.half_quads) and layout.outputs <= layout.block - half
+    halves = group == 4 and not narrow and bool(machine.half_quads)
+    widths = _widths(layout.outputs, layout.block, lanes, halves=halves)
     slices = -(-layout.words // reach) if narrow else 1
     length = min(reach, layout.words) if slices > 1 else layout.words
-
-    def lanes_of(c: int) -> int:
-        return half if halved and c == wide - 1 else lanes
 
     def added(value: Any, x: Any, column: Any, width: int) -> Any:
         if narrow:
@@ -293,7 +299,7 @@ def _dense(
 
     def tile(above: Any, panel: Any) -> None:
         dtype, size = ("int16", 2) if narrow else ("int32", 1)
-        acc = [b.registers(tall, dtype, size * lanes_of(c)) for c in range(wide)]
+        acc = [b.registers(tall, dtype, size * widths[c]) for c in range(wide)]
         ones = splat(const(1, "int16"), 2 * lanes)
 
         def place(r: int, c: int) -> Any:
@@ -301,7 +307,7 @@ def _dense(
 
         def part(index: Any) -> None:
             for c in range(wide):
-                start = offset.first(panel * layout.block + c * lanes, lanes_of(c))
+                start = offset.first(panel * layout.block + c * lanes, widths[c])
                 start = splat(const(0, "int16"), 2 * lanes) if narrow else b.let(start)
                 for r in range(tall):
                     b.store(acc[c], start, r)
@@ -314,9 +320,9 @@ def _dense(
                 columns = [
                     b.let(
                         reinterpret(
-                            dense[panel, k, span(c * lanes, lanes_of(c))],
+                            dense[panel, k, span(c * lanes, widths[c])],
                             "int8" if group == 4 else "int16",
-                            group * lanes_of(c),
+                            group * widths[c],
                         )
                     )
                     for c in range(wide)
@@ -324,7 +330,7 @@ def _dense(
                 for r in range(tall):
                     x = b.let(factor(above * tall + r, k))
                     for c in range(wide):
-                        b.store(acc[c], added(acc[c][r], x, columns[c], lanes_of(c)), r)
+                        b.store(acc[c], added(acc[c][r], x, columns[c], widths[c]), r)
             for r in range(tall):
                 for c in range(wide):
                     value = acc[c][r]
@@ -332,13 +338,16 @@ def _dense(
                         value = dot_words(machine, value, ones)
                     if slices > 1:
                         value = value + kernel.load("int32", place(r, c), lanes)
-                    kernel.save("int32", value, place(r, c), lanes_of(c))
+                    kernel.save("int32", value, place(r, c), widths[c])
 
         if slices > 1:
             for r in range(tall):
                 for c in range(wide):
                     kernel.save("int32", splat(const(0), lanes), place(r, c), lanes)
         kernel.each(slices, part)
+
+    # what is padded for products that skip zeros has panels of nothing else
+    wide_panels, tall_panels = -(-layout.outputs // layout.block), q.size // tall
 
     def one(above: Any, panel: Any) -> None:
         if kernel.stream is not None:
@@ -375,12 +384,8 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
         raise fail(node, f"its weight has {inputs} inputs, its operand {shape[-1]} columns")
     parts = int(np.prod(shape[:-1]))
     size = kernel.block * parts
-    block = lanes if outputs <= lanes else 2 * lanes
-    if lanes == 16 and 2 * lanes < outputs <= 3 * lanes:
-        block = 3 * lanes  # there are registers for it, as for products of integers
-    padded = round_up(outputs, block)
-    half = lanes // 2
-    halved = padded == block and outputs <= block - half and half > 1
+    block = _panel(outputs, lanes)
+    padded, widths = round_up(outputs, block), _widths(outputs, block, lanes, halves=lanes >= 4)
     name = f"panels.{node.attrs['array']}"
     context.constants[name] = panels(array, padded, block)
     context.add(name, "float32", context.constants[name].shape, "constant")
@@ -392,15 +397,11 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
     def place(above: Any, r: int, panel: Any, c: int) -> Any:
         return start + (above * tall + r) * stride + panel * block + c * lanes
 
-    def lanes_of(c: int) -> int:
-        # the last vector of a single panel may have half of its columns, at half the cost
-        return half if halved and c == wide - 1 else lanes
-
     def tile(above: Any, panel: Any, first: Any, count: Any) -> None:
-        acc = [b.registers(tall, "float32", lanes_of(c)) for c in range(wide)]
+        acc = [b.registers(tall, "float32", widths[c]) for c in range(wide)]
         for r in range(tall):
             for c in range(wide):
-                b.store(acc[c], kernel.load("float32", place(above, r, panel, c), lanes_of(c)), r)
+                b.store(acc[c], kernel.load("float32", place(above, r, panel, c), widths[c]), r)
         # rows beyond the last are computed again from it: they are never stored
         places = []
         for r in range(tall):
@@ -409,15 +410,15 @@ def float_gemm(kernel: RowKernel, node: Node) -> Rows:
             places.append((b.let(tirx.min(outer, kernel.last - kernel.base)), part_ * inputs))
         with b.loop(count) as step:
             k = first + step
-            columns = [b.let(weight[panel, k, span(c * lanes, lanes_of(c))]) for c in range(wide)]
+            columns = [b.let(weight[panel, k, span(c * lanes, widths[c])]) for c in range(wide)]
             for r in range(tall):
                 outer, begin = places[r]
                 value = b.let(x.at(outer, begin + k, 1))
                 for c in range(wide):
-                    b.store(acc[c], acc[c][r] + splat(value, lanes_of(c)) * columns[c], r)
+                    b.store(acc[c], acc[c][r] + splat(value, widths[c]) * columns[c], r)
         for r in range(tall):
             for c in range(wide):
-                kernel.save("float32", acc[c][r], place(above, r, panel, c), lanes_of(c))
+                kernel.save("float32", acc[c][r], place(above, r, panel, c), widths[c])
 
     def empty(i: Any) -> None:
         kernel.save("float32", splat(number(0.0), lanes), start + i * lanes, lanes)

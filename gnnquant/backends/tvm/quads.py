@@ -77,8 +77,7 @@ class QuadSum(RowSums):
         def at_once() -> None:
             if isinstance(codes, KnownEdgeCodes):
                 codes.whole(first, degree, summed=self.zero2 != 0)
-            finished = self._finished(r, degree, balanced=True)
-            self._sum_edges(first, degree, _Ends(self._balance(), finished))
+            self._sum_edges(first, degree, _Ends(self._balance(), self._finished(r, degree)))
 
         self.kernel.b.branch(degree <= KEPT, at_once, lambda: self._any_row(r, first, degree))
 
@@ -219,9 +218,9 @@ class QuadSum(RowSums):
         totals = self._by_column("int32", self.edge_codes.totals)
         return lambda vector: totals(vector) * splat(const(-(self.zero2 // 2)), lanes)
 
-    def _finished(self, r: Any, degree: Any, *, balanced: bool) -> Callable[[Any, Any], None]:
-        """Takes sums, which began with :meth:`_balance` or 0, and saves the floats that they stand for."""
-        lanes, codes, balance = self.kernel.lanes, self.edge_codes, self._balance()
+    def _finished(self, r: Any, degree: Any) -> Callable[[Any, Any], None]:
+        """Takes sums, :meth:`_balance` included, and saves the floats that they stand for."""
+        lanes, codes = self.kernel.lanes, self.edge_codes
         totals = None if self._even else self._by_column("int32", codes.totals)
         units = self._by_column("float32", codes.unit)
 
@@ -230,7 +229,6 @@ class QuadSum(RowSums):
             if totals is not None:
                 value = value + value - totals(vector) * splat(const(self.zero2), lanes)
             else:
-                value = value if balanced else value + balance(vector)
                 unit = unit + unit
             self.save(
                 r, vector * lanes, self._scaled(cast(value, "float32", lanes), unit, degree, lanes), lanes
@@ -246,9 +244,9 @@ class QuadSum(RowSums):
                 "int32", cast(kernel.load("int64", codes.sums + h), "int32"), codes.totals + h
             ),
         )
-        finish = self._finished(r, degree, balanced=False)
+        balance, finish = self._balance(), self._finished(r, degree)
         for vector in range(-(-self.node.columns // lanes)):
-            finish(vector, kernel.load("int32", self.narrow + vector * lanes, lanes))
+            finish(vector, kernel.load("int32", self.narrow + vector * lanes, lanes) + balance(vector))
 
     def _finish_wide(self, r: Any, degree: Any) -> None:
         with self.kernel.b.loop(self.node.columns) as c:

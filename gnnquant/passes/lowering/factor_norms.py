@@ -32,7 +32,7 @@ class _Factoring:
     def __init__(self, graph: IntegerGraph) -> None:
         self.graph = graph
         self.by_name = {node.name: node for node in graph.nodes}
-        self.names = {*self.by_name, *(node.name for node in graph.index), *graph.constants}
+        self.names = graph.names()
         self.constants = dict(graph.constants)
         self.index = list(graph.index)
         self.first: list[Node] = []

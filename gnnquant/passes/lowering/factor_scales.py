@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def factor_scales(graph: IntegerGraph) -> IntegerGraph:
     """``graph``, in which weighted sums of codes with one scale are multiplied by it afterwards."""
     by_name = {node.name: node for node in graph.nodes}
-    names = {*by_name, *(node.name for node in graph.index), *graph.constants}
+    names = graph.names()
 
     def scale(node: Node) -> float | None:
         if node.op != "spmm" or len(node.inputs) < 2 or node.attrs.get("unscaled"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ class _Merging:
     def __init__(self, graph: IntegerGraph) -> None:
         self.graph = graph
         self.by_name = {node.name: node for node in graph.nodes}
-        self.names = {*self.by_name, *(node.name for node in graph.index), *graph.constants}
+        self.names = graph.names()
         uses = Counter([*graph.outputs, *(name for node in graph.nodes for name in node.inputs)])
         self.scaled = {node.name: self._rows(node) for node in graph.nodes}
         """What a node multiplies by a number; "" where it does something else."""
@@ -81,16 +82,13 @@ class _Merging:
             return [replace(last, inputs=(x,), attrs={"scalar": float(scalar)})]
         found: list[Node] = []
 
-        def product(number: str, **attrs: float) -> str:
-            node = self.by_name[numbers[0]]
-            inputs = (number,) if attrs else (number, numbers[len(found) + 1])
+        def product(*inputs: str, **attrs: float) -> str:
             name = take_name(f"{last.name}.factor", self.names)
-            found.append(Node(name, "mul", inputs, attrs, node.shape, last.rows, last.source))
+            shape = self.by_name[numbers[0]].shape
+            found.append(Node(name, "mul", inputs, attrs, shape, last.rows, last.source))
             return name
 
-        number = numbers[0]
-        for _ in numbers[1:]:
-            number = product(number)
+        number = reduce(product, numbers)
         if any("scalar" in node.attrs for node in chain):
             number = product(number, scalar=float(scalar))
         return [*found, replace(last, inputs=(x, number), attrs={})]
