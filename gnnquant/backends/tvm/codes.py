@@ -29,7 +29,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
     vector_type,
 )
-from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, code_layout, plane_layout, round_up
+from gnnquant.backends.tvm.layout import ByteLayout, PlaneLayout, plane_layout, round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
@@ -131,8 +131,7 @@ def goes_to_memory(kernel: RowKernel, node: Node) -> bool:
         return False
     layout, wide = _layout(kernel.context, node), 4 * kernel.lanes
     step = layout.unit * layout.planes if isinstance(layout, PlaneLayout) else wide
-    plain = isinstance(layout, PlaneLayout) or layout.plain
-    return bool(kernel.machine.rounding) and plain and step % wide == 0 and node.columns % step == 0
+    return bool(kernel.machine.rounding) and step % wide == 0 and node.columns % step == 0
 
 
 def quantize_to_memory(kernel: RowKernel, node: Node) -> None:
@@ -260,7 +259,7 @@ def _lying(kernel: RowKernel, name: str) -> Rows | None:
     if found is None or resolve(kernel.context.graph, name) in kernel.values:
         return None
     node, stored, place = found
-    if not isinstance(stored.layout, CodeLayout) or not stored.layout.plain:
+    if not isinstance(stored.layout, ByteLayout):
         return None
     _ask_next(kernel, name, stored)
     buffer, scale = kernel.buffer(stored.buffer), _scale_of(kernel, node, stored, place)
@@ -274,7 +273,7 @@ def _lying(kernel: RowKernel, name: str) -> Rows | None:
 
 def _declare(
     kernel: RowKernel, node: Node, fixed: bool
-) -> tuple[CodeLayout | PlaneLayout, Callable[[Any, Any], None], Callable[[Any, Any, Any, int], None]]:
+) -> tuple[ByteLayout | PlaneLayout, Callable[[Any, Any], None], Callable[[Any, Any, Any, int], None]]:
     """Where codes go that later kernels read.
 
     Returns:
@@ -325,12 +324,10 @@ def store_codes(kernel: RowKernel, node: Node, q: Codes) -> None:
 
         if isinstance(layout, PlaneLayout):
             kernel.each(layout.units, unit)
-        elif layout.plain:
+        else:
             kernel.columns(
                 layout.row_bytes, False, lambda j, width: into_row(j, load(j, width), width), width=4
             )
-        else:
-            kernel.each(layout.chunks, lambda index: _pack_chunk(layout, index, load, into_row))
 
     kernel.each_row(row)
 
@@ -366,36 +363,6 @@ def plane_of(data: Any, layout: PlaneLayout, plane: int, size: int) -> Any:
     mask = splat(const((2**layout.bits - 1) * 0x0101, "uint16"), size // 2)
     words = reinterpret(data, "uint16", size // 2)
     return reinterpret(shift_right(words, plane * layout.bits, "uint16", size // 2) & mask, "uint8", size)
-
-
-def _pack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> None:
-    """Store a chunk of a row, whose codes ``load`` reads in the order of columns."""
-    lanes, per = layout.lanes, layout.per_chunk
-    word = None
-    for i in range(per):
-        part = load(layout.column(index * per + i), lanes)
-        if layout.bits == 8:
-            word = part
-            continue
-        part = shift_left(cast(part, "uint16", lanes), i * layout.bits, "uint16", lanes)
-        word = part if word is None else word | part
-    if layout.bits != 8:
-        word = reinterpret(word, "uint8", 2 * lanes)
-    store(index * layout.chunk_bytes, word, layout.chunk_bytes)
-
-
-def _unpack_chunk(layout: CodeLayout, index: Any, load: Load, store: Store) -> None:
-    """The reverse of :func:`_pack_chunk`: ``load`` reads packed bytes, ``store`` takes codes by column."""
-    lanes, per, size = layout.lanes, layout.per_chunk, layout.chunk_bytes
-    data = load(index * size, size)
-    for i in range(per):
-        part = data
-        if layout.bits != 8:
-            mask = splat(const(2**layout.bits - 1, "uint16"), lanes)
-            words = reinterpret(data, "uint16", lanes)
-            part = shift_right(words, i * layout.bits, "uint16", lanes) & mask
-            part = cast(part, "uint8", lanes)
-        store(layout.column(index * per + i), part, lanes)
 
 
 def stored_codes(kernel: RowKernel, name: str) -> Codes | None:
@@ -472,7 +439,7 @@ def _unpack(kernel: RowKernel, node: Node, stored: StoredCodes, place: Callable[
         if isinstance(layout, PlaneLayout):
             kernel.each(layout.units, lambda index: _unpack_unit(layout, index, load, store))
         else:
-            kernel.each(layout.chunks, lambda index: _unpack_chunk(layout, index, load, store))
+            kernel.columns(layout.row_bytes, False, lambda j, width: store(j, load(j, width), width), width=4)
         clear(kernel, start + r * stride + node.columns, stride - node.columns)
 
     kernel.each_row(row)
@@ -608,18 +575,10 @@ def weighed_scales(context: Context, quantizer: Node, weight: str) -> str:
     return context.add(f"weighed.{quantizer.name}.{weight}", "float32", (quantizer.rows,), "workspace")
 
 
-def _layout(context: Context, node: Node) -> CodeLayout | PlaneLayout:
+def _layout(context: Context, node: Node) -> ByteLayout | PlaneLayout:
     """How the codes of ``node`` are stored: as those who sum them over edges read them best."""
-    graph, machine = context.graph, context.machine
-    sums = [user for user in graph.nodes if user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name]
-    bits, lanes = node.attrs["bits"], machine.lanes
-    heads = {user.attrs["heads"] for user in sums}
-    most = max(heads, default=1)
-    added = all(user.attrs["reduce"] in ("sum", "mean") for user in sums)
-    if bits == 8 and not sums:
-        return code_layout(bits, 1, node.columns, lanes)
-    if added and most <= lanes and machine.by_quads(bits):
-        return plane_layout(bits, node.columns, lanes, machine.sums)
-    if any(most % count for count in heads):
-        raise fail(node, f"it is aggregated with {sorted(heads)} heads, which do not divide")
-    return code_layout(bits, most, node.columns, lanes)
+    graph, bits, lanes = context.graph, node.attrs["bits"], context.machine.lanes
+    summed = any(user.op == "spmm" and resolve(graph, user.inputs[0]) == node.name for user in graph.nodes)
+    if bits == 8 and not summed:
+        return ByteLayout(node.columns, lanes)
+    return plane_layout(bits, node.columns, lanes, context.machine.sums)

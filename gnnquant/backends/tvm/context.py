@@ -10,7 +10,7 @@ from tvm import tirx
 
 from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.emit import Builder, cast, const, number, span, splat
-from gnnquant.backends.tvm.layout import CodeLayout, PlaneLayout, round_up
+from gnnquant.backends.tvm.layout import ByteLayout, PlaneLayout, round_up
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Rows
 from gnnquant.errors import BackendError
@@ -59,7 +59,7 @@ class StoredCodes:
     """Codes in memory; ``scale`` is the buffer of row scales, or ``""``."""
 
     buffer: str
-    layout: CodeLayout | PlaneLayout
+    layout: ByteLayout | PlaneLayout
     scale: str
 
 

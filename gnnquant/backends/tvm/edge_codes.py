@@ -43,6 +43,12 @@ BEHIND = 2
 UNIT = np.float32(0.5 / EDGE_LEVELS)
 
 
+def kept_edges(lanes: int, heads: int) -> int:
+    """Edges of a row whose codes are kept together: fewer of many heads, in whole sums of edges."""
+    together = 4 * BEHIND
+    return max(KEPT * lanes // max(heads, lanes) // together, 1) * together
+
+
 class EdgeWeights:
     """A second operand of edges: a weight for each head, in memory or computed for row after row."""
 
@@ -112,11 +118,8 @@ class EdgeCodes:
     themselves where there are enough of them, are computed again.
     """
 
-    def __init__(
-        self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int, dtype: str
-    ) -> None:
+    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int) -> None:
         self.kernel = kernel
-        self.dtype = dtype
         self.source = source
         self.heads = node.attrs["heads"]
         weight = resolve(kernel.context.graph, node.inputs[1]) if len(node.inputs) > 1 else ""
@@ -136,8 +139,9 @@ class EdgeCodes:
         lanes, reserve = kernel.lanes, kernel.reserve
         self.indptr = kernel.graph_buffer(node.attrs["graph"], "indptr")
         self.sums = reserve("int64", self.heads)
-        self._units = _PerRow(kernel, "float32", self.heads)
-        self._totals = _PerRow(kernel, "int32", max(lanes, self.heads))
+        # vectors of them begin at any head
+        self._units = _PerRow(kernel, "float32", self.heads + lanes)
+        self._totals = _PerRow(kernel, "int32", self.heads + lanes)
         self.select(0)
         if self.constant:
             return
@@ -146,8 +150,7 @@ class EdgeCodes:
         self.single = self.heads == 1
         self.lanes = lanes if self.single else vector_lanes(self.heads, lanes)
         self.slots = lanes if self.single else self.heads
-        self.stored = {"int8": "uint8", "int16": "uint16", "int32": "int32"}[dtype]
-        self._places = _PerRow(kernel, self.stored, run * self.heads + 4 * BEHIND * lanes)
+        self._places = _PerRow(kernel, "uint8", run * self.heads + self._behind)
         self.select(0)
         self.kept = reserve("float32", KEPT + lanes) if self.single else 0
         self.ratio = reserve("float32", self.heads)
@@ -234,6 +237,8 @@ class EdgeCodes:
             kernel.save("float32", kernel.learned(step)(), self.unit)
             return
         some = self._whole_of_one_head if self.single else self._whole_of_heads
+        if self.heads > self.kernel.lanes:
+            some = self._whole_of_many_heads
         # without edges there need not be a row to read
         self.kernel.b.branch(degree > 0, lambda: some(first, degree, summed=summed), self._nothing)
 
@@ -324,6 +329,12 @@ class EdgeCodes:
         for i in range(count if summed else 0):
             kernel.save("int32", totals[i], self.totals + i * lanes, lanes)
 
+    def _whole_of_many_heads(self, first: Any, degree: Any, *, summed: bool) -> None:  # noqa: ARG002
+        """More heads than registers are for: what is found of them stays in memory."""
+        self._largest_of_heads(first, degree)
+        self.begin_slice()
+        self.write(first, degree)
+
     def begin_slice(self) -> None:
         """Zeros for the 32-bit sums."""
         if not self.constant:
@@ -374,19 +385,24 @@ class EdgeCodes:
         def again() -> None:
             with b.loop(count) as k:
                 self._write(self._value(start + k, 0, 1), k, 0, 1)
-            kernel.save(self.stored, splat(const(0, self.stored), lanes), self.place + count, lanes)
+            kernel.save("uint8", splat(const(0, "uint8"), lanes), self.place + count, lanes)
 
         b.branch(begin + count <= KEPT, from_kept, again)
         self._clear_behind(count)
+
+    @property
+    def _behind(self) -> int:
+        """Bytes of weights of edges that may be read behind the last one."""
+        return 4 * BEHIND * max(self.heads, self.kernel.lanes)
 
     def _clear_behind(self, count: Any) -> None:
         """Zeros as the weights of as many edges behind the last one as a sum takes together."""
         if self.single and self.lanes >= 4 * BEHIND:
             return  # there are as many behind the last vector
-        zeros = splat(const(0, self.stored), 4 * self.kernel.lanes)
-        for part in range(BEHIND):
-            place = self.place + count * self.heads + part * 4 * self.kernel.lanes
-            self.kernel.save(self.stored, zeros, place, 4 * self.kernel.lanes)
+        width = 4 * self.kernel.lanes
+        zeros = splat(const(0, "uint8"), width)
+        for first in range(0, self._behind, width):
+            self.kernel.save("uint8", zeros, self.place + count * self.heads + first, width)
 
     def _write(self, v: Any, place: Any, head: Any, lanes: int) -> None:
         """Round ``lanes`` weights and add them to the sums."""
@@ -401,30 +417,19 @@ class EdgeCodes:
         return self.kernel.b.let(cast(unary("llvm.rint", v * ratio, lanes), "int32", lanes))
 
     def _put(self, t: Any, place: Any, lanes: int) -> None:
-        if self.dtype != "int32":
-            t = reinterpret(cast(t, self.dtype, lanes), self.stored, lanes)
-        self.kernel.save(self.stored, t, self.place + place, lanes)
+        code = reinterpret(cast(t, "int8", lanes), "uint8", lanes)
+        self.kernel.save("uint8", code, self.place + place, lanes)
 
-    def at(self, k: Any, head: Any) -> Any:
-        """The weight of edge k of the run."""
-        if self.constant:
-            return const(self._one, self.dtype)
-        value = self.kernel.load(self.stored, self.place + k * self.heads + head)
-        return value if self.dtype == "int32" else reinterpret(value, self.dtype)
-
-    def several(self, index: Any, count: Any, size: int) -> Any:
-        """The weights of edges ``size * index`` on, as one integer; 0 is that of an edge behind the last."""
-        bits = 8 if self.dtype == "int8" else 16
-        wide = f"int{size * bits}"
+    def four(self, quad: Any, count: Any) -> Any:
+        """The weights of edges ``4 * quad`` on, as one integer; 0 is that of an edge behind the last."""
         if not self.constant:
-            return reinterpret(self.kernel.load(self.stored, self.place + size * index, size), wide)
-        code = self._one & (2**bits - 1)
-        left = self.kernel.b.let(count - size * index)
-        result = const(0, wide)
-        for edges in range(1, size + 1):
-            value = sum(code << (bits * edge) for edge in range(edges))
-            constant = const(int(np.array(value, dtype=f"u{wide}").astype(wide)), wide)
-            result = choose(left >= edges, constant, result)
+            return reinterpret(self.kernel.load("uint8", self.place + 4 * quad, 4), "int32")
+        left = self.kernel.b.let(count - 4 * quad)
+        result = const(0)
+        for edges in range(1, 5):
+            result = choose(
+                left >= edges, const(sum(self._one << (8 * edge) for edge in range(edges))), result
+            )
         return result
 
     @property

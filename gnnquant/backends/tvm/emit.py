@@ -67,7 +67,7 @@ class Machine:
     @property
     def sums(self) -> int:
         """Vectors of sums that registers hold beside what is added to them, measured rather than counted."""
-        return 16 if self.lanes == 4 else 8
+        return 16 if self.lanes == 4 and not self.words else 8
 
 
 def const(value: float, dtype: str = "int32") -> Any:

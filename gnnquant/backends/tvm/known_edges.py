@@ -35,10 +35,8 @@ def before(row: Any) -> Any:
 class KnownEdgeCodes(EdgeCodes):
     """:class:`EdgeCodes` that were rounded before; bytes are read where they are."""
 
-    def __init__(
-        self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int, dtype: str
-    ) -> None:
-        super().__init__(kernel, node, scale, source, run=run, dtype=dtype)
+    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int) -> None:
+        super().__init__(kernel, node, scale, source, run=run)
         self.weights = None
         self._codes, self._units_of, self._totals_of = buffers_of(kernel, node)
         self._shift: Any = 0
@@ -64,16 +62,10 @@ class KnownEdgeCodes(EdgeCodes):
             data = reinterpret(self._codes[span(self._start + index * lanes, lanes)], "int8", lanes)
             t = b.let(choose(there, cast(data, "int32", lanes), splat(const(0), lanes)))
             self.kernel.save("int32", self.kernel.load("int32", self.totals, lanes) + t, self.totals, lanes)
-            if self.dtype != "int8":
-                self._put(t, index * lanes, lanes)
-        if self.dtype != "int8":
-            self._clear_behind(count)
 
-    def several(self, index: Any, count: Any, size: int) -> Any:
-        """The weights of edges ``size * index`` on, as one integer; 0 is that of an edge behind the last."""
-        if self.dtype != "int8":
-            return super().several(index, count, size)
-        return reinterpret(self._codes[span(self._start + size * index, size)], f"int{8 * size}")
+    def four(self, quad: Any, count: Any) -> Any:  # noqa: ARG002
+        """The weights of edges ``4 * quad`` on, as one integer; 0 is that of an edge behind the last."""
+        return reinterpret(self._codes[span(self._start + 4 * quad, 4)], "int32")
 
     def _take(self, first: Any) -> Any:
         row = self.kernel.b.let(self.kernel.base + self.row)

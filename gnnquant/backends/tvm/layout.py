@@ -1,17 +1,13 @@
 """How codes and weights lie in memory.
 
-Codes of a row that other rows gather (``CodeLayout``)
-    The columns of each head are cut into *groups* of ``lanes`` columns; the last group of a head is
-    padded. Layout "bytes" (8 bits stored, also for narrow rows of fewer bits): one byte per column,
-    groups one after the other. Layout "packed" (2 or 4 bits): ``16 / bits`` groups share a *chunk*
-    of ``lanes`` 16-bit words; group i of a chunk lies at bits ``i * bits`` of the words, so that
-    ``(chunk >> (i * bits)) & mask`` is group i as 16-bit numbers in column order.
-
-Codes that are summed four edges at a time (``PlaneLayout``)
+Codes that are summed over edges (``PlaneLayout``)
     A row is cut into *units* of as many bytes; byte p of a unit holds a code of each of its ``8 / bits``
     *planes*, that of plane s at bits ``s * bits``: column ``s * unit + order[p]`` of the unit. The order
     is such that the bytes of four rows, brought together in the int32 lanes of vectors
     (:func:`quads_of`), are in these lanes in the order of columns.
+
+8-bit codes that are not (``ByteLayout``)
+    A byte for each column, in their order.
 
 Integer weights [K, M] (``pack_weight``)
     The constant holds the codes of [K, Mp] (Mp: M padded to whole vectors) in row-major order at
@@ -42,10 +38,10 @@ if TYPE_CHECKING:
 
     from gnnquant.integer_graph import PackedWeight
 
+LEAST_UNIT = 16
+"""Bytes of the smallest unit of a row of codes."""
 CHUNK = 32
 """Bytes of packed weights that are unpacked together."""
-NARROW = 16
-"""Packed rows below this many bytes are stored with a byte per column instead."""
 
 
 def round_up(value: int, step: int) -> int:
@@ -69,91 +65,31 @@ def power_of_two(value: int) -> int:
 
 
 @dataclass(frozen=True)
-class CodeLayout:
-    """Layout of gathered codes; see the module's text.
+class ByteLayout:
+    """Layout of codes that lie in the order of columns; see the module's text.
 
     Attributes:
-        bits: Stored bits: 8 means layout "bytes".
-        lanes: Columns of a group.
-        heads: Number of heads.
-        head_columns: Columns of a head.
+        columns: Columns of a row.
+        lanes: float32 lanes of a vector.
     """
 
-    bits: int
+    columns: int
     lanes: int
-    heads: int
-    head_columns: int
-
-    @property
-    def head_groups(self) -> int:
-        """Groups of a head."""
-        return -(-self.head_columns // self.lanes)
-
-    @property
-    def groups(self) -> int:
-        """Groups of a row."""
-        return self.heads * self.head_groups
-
-    @property
-    def per_chunk(self) -> int:
-        """Groups that share a chunk."""
-        return 1 if self.bits == 8 else 16 // self.bits
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a chunk."""
-        return self.lanes if self.bits == 8 else 2 * self.lanes
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of a row."""
-        return -(-self.groups // self.per_chunk)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self.chunks * self.chunk_bytes
-
-    @property
-    def plain(self) -> bool:
-        """Whether byte j of a row is the code of column j."""
-        return self.bits == 8 and (self.heads == 1 or self.head_columns % self.lanes == 0)
+        return round_up(self.columns, min(self.lanes, power_of_two(self.columns)))
 
     @property
     def reach(self) -> int:
-        """Columns that are read of a row of codes when it is packed."""
-        return int(self.column(self.chunks * self.per_chunk - 1)) + self.lanes
-
-    def column(self, group: Any) -> Any:
-        """First column of a group, for a number or an int32 expression."""
-        if self.head_columns % self.lanes == 0:
-            return group * self.lanes
-        if isinstance(group, int):
-            head, rest = divmod(group, self.head_groups)
-            return head * self.head_columns + rest * self.lanes
-        head = group // self.head_groups
-        return head * self.head_columns + (group - head * self.head_groups) * self.lanes
-
-    def head(self, group: Any) -> Any:
-        """Head of a group."""
-        return 0 if self.heads == 1 else group // self.head_groups
-
-
-def code_layout(bits: int, heads: int, columns: int, lanes: int) -> CodeLayout:
-    """The layout for rows of ``columns`` codes in ``heads`` heads on vectors of ``lanes`` floats."""
-    head_columns = columns // heads
-    width = power_of_two(head_columns)
-    if bits == 8 or columns * bits // 8 < NARROW:
-        return CodeLayout(8, min(lanes, width), heads, head_columns)
-    words = min(2 * lanes, width)
-    while words > 4 and heads * -(-head_columns // words) < 16 // bits:
-        words //= 2
-    return CodeLayout(bits, words, heads, head_columns)
+        """Columns for which there is room in a row."""
+        return self.row_bytes
 
 
 @dataclass(frozen=True)
 class PlaneLayout:
-    """Layout of codes that are summed four edges at a time; see the module's text.
+    """Layout of codes that are summed over edges, four of these at a time; see the module's text.
 
     Attributes:
         bits: Stored bits.
@@ -221,11 +157,8 @@ def plane_layout(bits: int, columns: int, lanes: int, sums: int) -> PlaneLayout:
     for stored in (8, 4, 2):
         if stored >= bits:
             least = -(-columns * stored // 8)
-            units = [
-                size
-                for size in (lanes, 2 * lanes, 4 * lanes)
-                if size >= 16 and size * 8 // stored <= sums * lanes
-            ]
+            sizes = [size for size in (lanes, 2 * lanes, 4 * lanes) if size >= LEAST_UNIT]
+            units = [size for size in sizes if size * 8 // stored <= sums * lanes] or sizes[:1]
             unit = next((size for size in units if size >= least), units[-1])
             choices.append(PlaneLayout(stored, columns, unit, lanes))
     return min(choices, key=lambda layout: layout.row_bytes)

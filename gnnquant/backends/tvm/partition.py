@@ -163,6 +163,29 @@ def weighed_beside(graph: IntegerGraph, features: frozenset[str] = frozenset()) 
     }
 
 
+NOT_NEGATIVE = frozenset({"segment_softmax", "relu", "exp", "sigmoid", "abs", "sqrt"})
+"""Operations whose results are not negative, whatever their operands are."""
+
+
+def never_negative(graph: IntegerGraph, name: str) -> bool:
+    """Whether it follows from the operations behind it that no number of ``name`` is below zero.
+
+    Where one is NaN, or infinite, nothing is said of it.
+    """
+    node = graph[resolve(graph, name)]
+    if node.op in NOT_NEGATIVE:
+        return True
+    if node.op == "constant":
+        return bool((graph.constants[node.attrs["array"]] >= 0).all())
+    if node.op == "from_index":
+        return graph.index_node(node.attrs["index"]).op == "count"
+    if node.op not in ("gcn_norm", "mul", "rdiv", "where"):
+        return False
+    factors = node.inputs[1:] if node.op == "where" else node.inputs
+    given = [node.attrs[key] for key in ("fill", "scalar") if key in node.attrs]
+    return all(value >= 0 for value in given) and all(never_negative(graph, factor) for factor in factors)
+
+
 def moving(graph: IntegerGraph) -> dict[str, bool]:
     """Whether the float inputs reach a node; the others follow from constants and the index program alone."""
     found: dict[str, bool] = {}

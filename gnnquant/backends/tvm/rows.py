@@ -488,7 +488,7 @@ class EdgeCodesKernel(RowKernel):
         source = self.context.nodes[resolve(self.context.graph, node.inputs[0])]
         to, units, totals = buffers_of(self, node)
         indptr = self.graph_buffer(node.attrs["graph"], "indptr")
-        found = EdgeCodes(self, node, "", source, run=KEPT, dtype="int8")
+        found = EdgeCodes(self, node, "", source, run=KEPT)
 
         def copy(place: Any, count: Any) -> None:
             with b.loop(count) as k:
