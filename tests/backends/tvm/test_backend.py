@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gnnquant.backends.tvm import build, codes
-from gnnquant.backends.tvm.edge_codes import KEPT
+from gnnquant.backends.tvm.edge_codes import KEPT, kept_edges
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import (
     LOOPS,
@@ -128,7 +128,8 @@ def test_sums_of_a_hub_are_exact(bits: int, columns: int) -> None:
     g = m.graph(x)
     w = m.edge_input("w", g)
     q = m.quantize(x, bits, graphs.SIGNED[bits], "tensor")
-    graph = m.finish(m.spmm(q, g, w), m.spmm(q, g, reduce="mean"))
+    positive = m.unary("abs", w)
+    graph = m.finish(m.spmm(q, g, w), m.spmm(q, g, positive), m.spmm(q, g, reduce="mean"))
     nodes, edges = 40, 70_000
     rng = np.random.default_rng(0)
     index = np.stack([rng.integers(0, nodes, edges), np.zeros(edges, np.int64)]).astype(np.int64)
@@ -144,14 +145,29 @@ def test_sums_of_a_hub_are_exact(bits: int, columns: int) -> None:
         np.testing.assert_array_equal(output, expected)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_weights_that_are_kept_and_those_that_are_not(heads: int) -> None:
-    """Destinations with about as many edges as have their weights kept."""
+CODES = ((4, 16), (8, 0), (8, 255), (8, 256))
+PROCESSORS = ("", "x86-64-v3", "x86-64-v2", "x86-64")
+
+
+@pytest.mark.parametrize(
+    ("heads", "bits", "zero2", "mcpu"),
+    [
+        (heads, *CODES[(i + j) % len(CODES)], mcpu)
+        for i, heads in enumerate((1, 2, 10, 40))
+        for j, mcpu in enumerate(PROCESSORS)
+    ],
+)
+def test_weights_that_are_kept_and_those_that_are_not(heads: int, bits: int, zero2: int, mcpu: str) -> None:
+    """Destinations with about as many edges as have their weights kept; weights below zero, or never."""
     m = graphs.Maker(heads)
     x = m.input("x", 40)
     g = m.graph(x)
-    graph = m.finish(m.spmm(m.quantize(x, 4, 16), g, m.edge_input("w", g, heads), heads=heads))
-    degrees = [KEPT - 1, KEPT, KEPT + 1, 3, 2 * KEPT + 5, 0, KEPT // 2 + 1]
+    q, w = m.quantize(x, bits, zero2), m.edge_input("w", g, heads)
+    graph = m.finish(*(m.spmm(q, g, weight, heads=heads) for weight in (w, m.unary("relu", w))))
+    model = build(graph, target={"kind": "llvm", "mcpu": mcpu} if mcpu else "llvm")
+    kept = {kept_edges(lanes, heads) for lanes in (4, 8, 16)}
+    near = [count + more for count in sorted(kept) for more in (-1, 0, 1)]
+    degrees = [*near, 3, 2 * KEPT + 5, 0, KEPT // 2 + 1]
     targets = np.repeat(np.arange(len(degrees)), degrees)
     rng = np.random.default_rng(1)
     inputs = {
@@ -160,9 +176,9 @@ def test_weights_that_are_kept_and_those_that_are_not(heads: int) -> None:
         "w": rng.normal(size=(targets.size, heads)).astype(np.float32),
     }
     # the largest weight is one that is not kept
-    inputs["w"][sum(degrees[:5]) - 1] = 9
+    inputs["w"][sum(degrees[:-2]) - 1] = 9
     oracle = Oracle(graph, inputs)
-    for value, expected in zip(Library(build(graph)).run(inputs), oracle.outputs(), strict=True):
+    for value, expected in zip(Library(model).run(inputs), oracle.outputs(), strict=True):
         np.testing.assert_array_equal(value, expected)
 
 
