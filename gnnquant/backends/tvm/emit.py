@@ -69,6 +69,14 @@ class Machine:
         """Vectors of sums that registers hold beside what is added to them, measured rather than counted."""
         return 16 if self.lanes == 4 and not self.words else 8
 
+    @property
+    def aligns_frames(self) -> bool:
+        """Whether frames are aligned to vectors of 32 bytes: many of them leave the 16 registers for a while.
+
+        Otherwise half of them may lie in two cache lines each, and are waited for.
+        """
+        return self.lanes == 8
+
 
 def const(value: float, dtype: str = "int32") -> Any:
     """A scalar constant."""
@@ -314,6 +322,11 @@ class Builder:
     def prefetch(self, element: Any, cache: int = 1) -> None:
         """Ask for the cache line of ``element``, into the first or second cache; any address is harmless."""
         T.evaluate(T.Call("tirx.prefetch", [T.address_of(element), 0, 4 - cache, 1], ret_ty="void"))
+
+    def align_frame(self) -> None:
+        """Align what leaves registers: LLVM sees to that in functions that ask where their frame is."""
+        frame = T.call_llvm_pure_intrin("handle", "llvm.frameaddress", const(0))
+        T.evaluate(T.Call("tirx.prefetch", [frame, 0, 3, 1], ret_ty="void"))
 
     def lazy(self, condition: Any, x: Any, y: Any) -> Any:
         """Choice that evaluates one side."""

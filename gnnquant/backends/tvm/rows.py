@@ -145,6 +145,8 @@ class RowKernel(Kernel):
         reductions = [node for node in self.stage.nodes if node.op in ("segment_reduce", "row_reduce")]
         with b.shared_loop(self._threads) as thread:
             self.thread = thread
+            if self.machine.aligns_frames:
+                b.align_frame()
             first, stop = self._share(thread)
             self.first = first
             if self._tiled:

@@ -17,6 +17,7 @@ from gnnquant.backends.tvm.nonzeros import MASKED, compress, nonzero, ones
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gnnquant.backends.tvm.emit import Machine
     from gnnquant.backends.tvm.layout import WeightLayout
     from gnnquant.backends.tvm.rows import RowKernel
     from gnnquant.backends.tvm.values import Codes
@@ -27,6 +28,9 @@ SHARE = 3
 """Zero codes are skipped where at most one code in this many is not zero."""
 SHARE_OF_TILES = 16
 """The same where tiles multiply all codes."""
+SHARE_OF_FEW = 8
+"""The same for at most ``FEW`` columns where positions are found one by one: that takes as long as sums."""
+FEW = 64
 PARTS = 4
 """int32 of 128 bits, within which bytes of rows are interleaved."""
 
@@ -86,8 +90,14 @@ def gemm(
 
         q.each_row(b, row)
 
-    share = SHARE_OF_TILES if kernel.machine.tiles else SHARE
-    b.branch(found[0] * share <= q.rows * layout.inputs, skip, dense)
+    b.branch(found[0] * _share(kernel.machine, layout) <= q.rows * layout.inputs, skip, dense)
+
+
+def _share(machine: Machine, layout: WeightLayout) -> int:
+    """Zero codes are skipped where at most one code in this many is not zero."""
+    if machine.tiles:
+        return SHARE_OF_TILES
+    return SHARE if machine.front or layout.outputs > FEW else SHARE_OF_FEW
 
 
 def _row_sums(
