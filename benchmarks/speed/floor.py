@@ -47,9 +47,8 @@ Written by `python -m benchmarks.speed.floor`; do not edit by hand. Milliseconds
 in speed.md. *Near*: on a graph of the same degrees whose edges come from rows in cache. *At best*: own FP32
 on the real graph over the model on the near one, more than these kernels could reach if no row had to be
 waited for. *Products*: what the matrix products alone would take at the most that this processor makes of
-them, {floats} G a second in float32, {bytes} G of bytes, whether these hold 8 or 4 bits, and {codes} G of 2
-bits. *Wanted*: the target, beside the strongest float32, which takes as long as own FP32 or less, and the
-time that it leaves.
+them, {floats} G a second in float32, {eight}, {four} and {two} G of codes of 8, 4 and 2 bits. *Wanted*: the
+target, beside the strongest float32, which takes as long as own FP32 or less, and the time that it leaves.
 
 """
 
@@ -69,7 +68,7 @@ def main() -> int:
     heading += ["faster than FP32", "at best", "wanted", "wanted, ms"]
     peaks = {
         name: f"{_peak(bits) / 1e9:.0f}"
-        for name, bits in (("floats", FLOAT_BITS), ("bytes", 8), ("codes", 2))
+        for name, bits in (("floats", FLOAT_BITS), ("eight", 8), ("four", 4), ("two", 2))
     }
     text = TEXT.format(**peaks) + f"Machine: {machine()}. Code: {code_state(*SOURCES)}.\n\n"
     text += "\n".join(grid(heading, rows))

@@ -43,14 +43,20 @@ def _kind(machine: Machine, bits: int) -> _Kind | None:
         return _Kind("float32", lanes, "float32", lanes, lanes)
     if machine.by_lookups(bits):
         return _Kind("uint8", CODES, "uint8", CODES, GROUP * CODES)
-    return _Kind("uint8", 4 * lanes, "int32", lanes, 4 * lanes) if machine.quads else None
+    if machine.quads:
+        return _Kind("uint8", 4 * lanes, "int32", lanes, 4 * lanes)
+    if machine.bytes and bits < 8:
+        # sums of two products fit 16 bits
+        return _Kind("uint8", 4 * lanes, "int16", 2 * lanes, 4 * lanes)
+    return _Kind("int16", 2 * lanes, "int32", lanes, 2 * lanes) if machine.words else None
 
 
 def products_per_second(bits: int) -> float | None:
     """Products of codes of 8, 4 or 2 bits, or of float32, with an addition; the best of some measurements.
 
-    Of one core. None for codes where the processor lacks products of four bytes (AVX512-VNNI, AVX-VNNI,
-    dotprod). Those of 2 bits are looked up where kernels do so.
+    Of one core, by what kernels use: products of four bytes where the processor has them (AVX512-VNNI,
+    AVX-VNNI, dotprod), else of two bytes, or words where codes have 8 bits. Those of 2 bits are looked up
+    where kernels do so. None for codes where the processor has none of these.
     """
     from gnnquant.backends.tvm import compile as compiler
     from gnnquant.backends.tvm import targets
@@ -84,7 +90,7 @@ def products_per_second(bits: int) -> float | None:
 
 def _kernel(machine: Machine, kind: _Kind) -> Any:
     """A PrimFunc that adds the same products again and again."""
-    from gnnquant.backends.tvm.dots import dot_quads
+    from gnnquant.backends.tvm.dots import dot_bytes, dot_quads, dot_words
     from gnnquant.backends.tvm.emit import Builder, intrinsic, reinterpret, span
 
     b = Builder("peak")
@@ -97,6 +103,14 @@ def _kernel(machine: Machine, kind: _Kind) -> Any:
             return total * x + y
         if kind.sums == "uint8":
             return total + intrinsic(machine.lookup, f"uint8x{kind.lanes}", x, total)
+        if kind.sums == "int16":
+            return dot_bytes(machine, x, reinterpret(total, "int8", kind.lanes)) + reinterpret(
+                y, "int16", kind.sums_lanes
+            )
+        if kind.dtype == "int16":
+            return dot_words(machine, x, reinterpret(total, "int16", kind.lanes)) + reinterpret(
+                y, "int32", kind.sums_lanes
+            )
         return dot_quads(machine, total, x, reinterpret(y, "int8", kind.lanes))
 
     def body() -> None:
