@@ -141,14 +141,13 @@ def test_bandwidth_is_positive() -> None:
     assert read_bandwidth(2**16, seconds=0.01) > 0
 
 
-@pytest.mark.parametrize("bits", [32, 8, 2])
+@pytest.mark.parametrize("bits", [32, 8, 4, 2])
 def test_the_peak_of_products_is_positive(bits: int) -> None:
     peak = products_per_second(bits)
-    assert peak is None if bits < 32 and not _has_quads() else peak is not None and peak > 0
-
-
-def _has_quads() -> bool:
-    return bool(targets.describe(targets.resolve_target("native"))[0].quads)
+    machine, _ = targets.describe(targets.resolve_target("native"))
+    assert (
+        peak is None if bits < 32 and not (machine.quads or machine.words) else peak is not None and peak > 0
+    )
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -218,6 +217,17 @@ def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / elsewhere.MANIFEST).write_text(json.dumps(notes))
     with pytest.raises(AssertionError, match="INT4 computes something else here"):
         elsewhere.perform(run)
+
+
+def test_runs_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[elsewhere.ShippedRun] = []
+    monkeypatch.setattr(elsewhere, "build", lambda folder, runs, target: built.extend(runs))
+    monkeypatch.setattr(
+        "sys.argv", ["elsewhere", "build", str(tmp_path), "--models", "gat", "--graphs", "Cora"]
+    )
+    assert elsewhere.main() == 0
+    (run,) = built
+    assert (run.model, run.graph, run.granularity, run.folder) == ("gat", "Cora", "tensor", str(tmp_path))
 
 
 def test_levels_stand_beside_each_other() -> None:

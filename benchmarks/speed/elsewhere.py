@@ -67,8 +67,8 @@ LEVELS_TEXT = """\
 # Kernels of each instruction set, on one machine
 
 Written by `python -m benchmarks.speed.elsewhere levels`; do not edit by hand. Milliseconds of one call on one
-thread, medians, and in brackets the gain over the level before. {machine}. Scores have the same bits at every
-level.
+thread, medians, and in brackets the gain over the level before; levels that the machine lacks are left out.
+{machine}. Scores have the same bits at every level.
 
 """
 
@@ -99,7 +99,7 @@ def build(folder: Path, runs: list[ShippedRun], target: dict[str, Any]) -> None:
         model = MODELS[run.model].build(x.size(1), classes)
         digests = {"inputs": _digest(x, edge_index)}
         for bits, name in OWN.items():
-            q = quantized_model(model, some_nodes(x, edge_index), bits)
+            q = quantized_model(model, some_nodes(x, edge_index), bits, run.granularity)
             gnnquant.compile(q, target=target, threads=run.threads).save(folder / run.artifact(name))
             if bits in WIDTHS:
                 digests[name] = _digest(gnnquant.compile(q, threads=2)(x, edge_index))
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="run, show: write this Markdown file")
     options = parser.parse_args()
     runs = [
-        ShippedRun(model, graph, threads, options.seconds, options.messages, str(options.folder))
+        ShippedRun(model, graph, threads, options.seconds, options.messages, folder=str(options.folder))
         for graph in options.graphs
         for threads in options.threads
         for model in options.models

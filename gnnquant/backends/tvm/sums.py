@@ -1,5 +1,4 @@
 """Integer sums of codes times 8-bit weights over the edges of a destination row: four edges at a time."""
-# Emitters nest like the loops that they emit: one function is one loop nest.
 
 from __future__ import annotations
 
