@@ -12,6 +12,7 @@ import pytest
 
 from gnnquant.backends.tvm import build, codes
 from gnnquant.backends.tvm.edge_codes import KEPT, kept_edges
+from gnnquant.backends.tvm.partition import never_negative
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import (
     LOOPS,
@@ -180,6 +181,28 @@ def test_weights_that_are_kept_and_those_that_are_not(heads: int, bits: int, zer
     oracle = Oracle(graph, inputs)
     for value, expected in zip(Library(model).run(inputs), oracle.outputs(), strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+def test_which_numbers_are_never_negative() -> None:
+    m = graphs.Maker(0)
+    x = m.input("x", 3)
+    g = m.graph(x)
+    w = m.edge_input("w", g, 3)
+    positive = m.unary("exp", w)
+    norm, odd = (m.add("gcn_norm", (), (), g, fill=fill) for fill in (1.0, -1.0))
+    degree = m.add("from_index", (), (), m.rows(x), index=m.index("count", f"{g}.dst", m.rows(x)))
+    number = m.add("from_index", (), (), m.rows(x), index=m.index("arange", m.rows(x)))
+    constants = [m.constant(3) for _ in range(2)]
+    m.constants[next(n.attrs["array"] for n in m.nodes if n.name == constants[0])][:] = (0, 1, 2)
+    yes = [positive, norm, degree, constants[0], m.binary("mul", positive, positive)]
+    yes += [m.unary("rdiv", m.unary("sqrt", degree), scalar=1.0), m.reshape(positive, 1, 3)]
+    yes += [m.binary("where", w, positive, positive), m.add("segment_softmax", (w,), (3,))]
+    no = [w, odd, number, constants[1], m.binary("mul", positive, w), m.binary("sub", positive, positive)]
+    no += [m.unary("mul", positive, scalar=-1.0), m.unary("rdiv", positive, scalar=-1.0)]
+    no += [m.binary("where", positive, positive, w), m.unary("neg", positive)]
+    graph = m.finish(x)
+    assert [never_negative(graph, name) for name in yes] == [True] * len(yes)
+    assert [never_negative(graph, name) for name in no] == [False] * len(no)
 
 
 @pytest.mark.parametrize("mcpu", ["", "x86-64-v3", "x86-64"])
