@@ -392,8 +392,8 @@ class EdgeCodes:
 
     @property
     def _behind(self) -> int:
-        """Bytes of weights of edges that may be read behind the last one."""
-        return 4 * BEHIND * max(self.heads, self.kernel.lanes)
+        """Bytes of weights of edges that may be read behind the last one, in whole vectors."""
+        return round_up(4 * BEHIND * max(self.heads, self.kernel.lanes), 4 * self.kernel.lanes)
 
     def _clear_behind(self, count: Any) -> None:
         """Zeros as the weights of as many edges behind the last one as a sum takes together."""

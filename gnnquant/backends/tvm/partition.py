@@ -178,7 +178,8 @@ def never_negative(graph: IntegerGraph, name: str) -> bool:
     if node.op == "constant":
         return bool((graph.constants[node.attrs["array"]] >= 0).all())
     if node.op == "from_index":
-        return graph.index_node(node.attrs["index"]).op == "count"
+        # the index may also be a part of a graph, which is no node
+        return any(item.name == node.attrs["index"] and item.op == "count" for item in graph.index)
     if node.op not in ("gcn_norm", "mul", "rdiv", "where"):
         return False
     factors = node.inputs[1:] if node.op == "where" else node.inputs

@@ -192,12 +192,21 @@ def test_which_numbers_are_never_negative() -> None:
     norm, odd = (m.add("gcn_norm", (), (), g, fill=fill) for fill in (1.0, -1.0))
     degree = m.add("from_index", (), (), m.rows(x), index=m.index("count", f"{g}.dst", m.rows(x)))
     number = m.add("from_index", (), (), m.rows(x), index=m.index("arange", m.rows(x)))
+    source = m.add("from_index", (), (), g, index=f"{g}.src")
     constants = [m.constant(3) for _ in range(2)]
     m.constants[next(n.attrs["array"] for n in m.nodes if n.name == constants[0])][:] = (0, 1, 2)
     yes = [positive, norm, degree, constants[0], m.binary("mul", positive, positive)]
     yes += [m.unary("rdiv", m.unary("sqrt", degree), scalar=1.0), m.reshape(positive, 1, 3)]
     yes += [m.binary("where", w, positive, positive), m.add("segment_softmax", (w,), (3,))]
-    no = [w, odd, number, constants[1], m.binary("mul", positive, w), m.binary("sub", positive, positive)]
+    no = [
+        w,
+        odd,
+        number,
+        source,
+        constants[1],
+        m.binary("mul", positive, w),
+        m.binary("sub", positive, positive),
+    ]
     no += [m.unary("mul", positive, scalar=-1.0), m.unary("rdiv", positive, scalar=-1.0)]
     no += [m.binary("where", positive, positive, w), m.unary("neg", positive)]
     graph = m.finish(x)
