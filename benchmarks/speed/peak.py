@@ -103,15 +103,11 @@ def _kernel(machine: Machine, kind: _Kind) -> Any:
             return total * x + y
         if kind.sums == "uint8":
             return total + intrinsic(machine.lookup, f"uint8x{kind.lanes}", x, total)
-        if kind.sums == "int16":
-            return dot_bytes(machine, x, reinterpret(total, "int8", kind.lanes)) + reinterpret(
-                y, "int16", kind.sums_lanes
-            )
-        if kind.dtype == "int16":
-            return dot_words(machine, x, reinterpret(total, "int16", kind.lanes)) + reinterpret(
-                y, "int32", kind.sums_lanes
-            )
-        return dot_quads(machine, total, x, reinterpret(y, "int8", kind.lanes))
+        if kind.sums_lanes * 4 == kind.lanes:
+            return dot_quads(machine, total, x, reinterpret(y, "int8", kind.lanes))
+        pairs = dot_bytes if kind.sums == "int16" else dot_words
+        operand = reinterpret(total, "int8" if kind.sums == "int16" else "int16", kind.lanes)
+        return pairs(machine, x, operand) + reinterpret(y, kind.sums, kind.sums_lanes)
 
     def body() -> None:
         sums = b.registers(SUMS, kind.sums, kind.sums_lanes)

@@ -118,10 +118,11 @@ class EdgeCodes:
     themselves where there are enough of them, are computed again.
     """
 
-    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int) -> None:
+    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node) -> None:
         self.kernel = kernel
         self.source = source
         self.heads = node.attrs["heads"]
+        self.run = kept_edges(kernel.lanes, self.heads)
         weight = resolve(kernel.context.graph, node.inputs[1]) if len(node.inputs) > 1 else ""
         weighed = node.attrs.get("per") == "source" and weight in kernel.context.weighed.get(source.name, ())
         self.weights = None if weighed else edge_weights(kernel, node)
@@ -150,7 +151,7 @@ class EdgeCodes:
         self.single = self.heads == 1
         self.lanes = lanes if self.single else vector_lanes(self.heads, lanes)
         self.slots = lanes if self.single else self.heads
-        self._places = _PerRow(kernel, "uint8", run * self.heads + self._behind)
+        self._places = _PerRow(kernel, "uint8", self.run * self.heads + self._behind)
         self.select(0)
         self.kept = reserve("float32", KEPT + lanes) if self.single else 0
         self.ratio = reserve("float32", self.heads)

@@ -35,8 +35,8 @@ def before(row: Any) -> Any:
 class KnownEdgeCodes(EdgeCodes):
     """:class:`EdgeCodes` that were rounded before; bytes are read where they are."""
 
-    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node, *, run: int) -> None:
-        super().__init__(kernel, node, scale, source, run=run)
+    def __init__(self, kernel: RowKernel, node: Node, scale: str, source: Node) -> None:
+        super().__init__(kernel, node, scale, source)
         self.weights = None
         self._codes, self._units_of, self._totals_of = buffers_of(kernel, node)
         self._shift: Any = 0

@@ -490,7 +490,7 @@ class EdgeCodesKernel(RowKernel):
         source = self.context.nodes[resolve(self.context.graph, node.inputs[0])]
         to, units, totals = buffers_of(self, node)
         indptr = self.graph_buffer(node.attrs["graph"], "indptr")
-        found = EdgeCodes(self, node, "", source, run=KEPT)
+        found = EdgeCodes(self, node, "", source)
 
         def copy(place: Any, count: Any) -> None:
             with b.loop(count) as k:

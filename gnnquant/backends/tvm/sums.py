@@ -9,7 +9,7 @@ from tvm import tirx
 from gnnquant.backends.tvm.codes import plane_of
 from gnnquant.backends.tvm.context import AHEAD, LINE, WAITING, fail
 from gnnquant.backends.tvm.dots import edge_dots
-from gnnquant.backends.tvm.edge_codes import BEHIND, EdgeCodes, kept_edges
+from gnnquant.backends.tvm.edge_codes import BEHIND, EdgeCodes
 from gnnquant.backends.tvm.emit import cast, const, maximum, product, reinterpret, shuffle, span, splat
 from gnnquant.backends.tvm.known_edges import KnownEdgeCodes
 from gnnquant.backends.tvm.layout import PlaneLayout, quads_of, round_up
@@ -71,9 +71,9 @@ class EdgeSum:
         self.padded = round_up(layout.reach, 16)
         self.narrow = kernel.reserve("int32", self.padded)
         self.wide = kernel.reserve("int64", self.padded)
-        self.run = kept_edges(kernel.lanes, self.heads)
         kind = KnownEdgeCodes if node.name in kernel.context.known else EdgeCodes
-        self.edge_codes = kind(kernel, node, stored.scale, source, run=self.run)
+        self.edge_codes = kind(kernel, node, stored.scale, source)
+        self.run = self.edge_codes.run
         lines = -(-layout.row_bytes // LINE) + self.edge_codes.lines
         self.ahead = min(AHEAD, WAITING // (lines * LINE))
         at_once = max(kernel.machine.sums // (layout.vectors * layout.planes), 1)
@@ -281,8 +281,8 @@ class EdgeSum:
 
         def of(vector: Any) -> Any:
             pattern = self._pattern(vector)
-            start = min(pattern[0], self.heads - 1)
-            return shuffle([kernel.load(dtype, place + start, lanes)], [head - start for head in pattern])
+            heads = kernel.load(dtype, place + pattern[0], lanes)
+            return shuffle([heads], [head - pattern[0] for head in pattern])
 
         return of
 
