@@ -77,6 +77,8 @@ if TYPE_CHECKING:
 
 EDGE_LEVELS = 127
 """Largest magnitude of an 8-bit edge weight."""
+DEPTH = 8
+"""A softmax of roots raises to this power: they are exponentials of an eighth of logits."""
 ONE = "one"
 """The space of one row."""
 
@@ -138,8 +140,9 @@ OPS: dict[str, str] = {
     # edge rows
     "gcn_norm": "([w]) d_src^-1/2 * w * d_dst^-1/2 with d the weighted in-degree; without w: 1, and "
     "attrs['fill'] for self-loops that were added",
-    "segment_softmax": "(x) exp(x - max) / (sum + 1e-16) over the edges of one destination, "
-    "columnwise; the sum runs in edge order from 0",
+    "segment_softmax": "(x) p * (1 / (sum p + 1e-16)) over the edges of one destination, columnwise; "
+    "p = exp(x - max), or of attrs['roots'], x > 0, the DEPTH-th power of x * (1 / max), squared again and "
+    "again; the sum runs in edge order from 0",
     # quantized
     "quantize": "(x) see above; attrs bits, zero2, granularity, factor or scale",
     "dequantize": "(q) (f32)(2u - zero2) * (s / 2)",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = "#pragma unroll 4"
 """Edges whose values are loaded at once."""
+_SHARE = f"const float share = 1.0f / (total + {literal(1e-16)});"
 _STEPS = {
     "sum": "{0} + {1}",
     "mean": "{0} + {1}",
@@ -265,15 +266,24 @@ def segment_softmax(values: Values, node: Node, out: str) -> Iterator[Kernel]:
     _edges(kernel, graph)
     x = values.read(kernel, node.inputs[0], "e", "c")
     _fold(kernel, "max", "", x)
+    power = _power(kernel, node, x)
     kernel.add("float total = 0.0f;")
     with kernel.block("for (long long e = begin; e < end; ++e)"):
-        kernel.add(f"const float power = gq_exp({x} - y);")
+        kernel.add(f"const float power = {power};")
         kernel.add("total = total + power;")
         kernel.add(f"{to}[e * {columns} + c] = power;")
-    kernel.add(f"total = total + {literal(1e-16)};")
+    kernel.add(_SHARE)
     with kernel.block("for (long long e = begin; e < end; ++e)"):
-        kernel.add(f"{to}[e * {columns} + c] = {to}[e * {columns} + c] / total;")
+        kernel.add(f"{to}[e * {columns} + c] = {to}[e * {columns} + c] * share;")
     yield kernel
+
+
+def _power(kernel: Kernel, node: Node, x: str) -> str:
+    """What a softmax adds up of ``x``, whose largest is ``y``."""
+    if not node.attrs.get("roots"):
+        return f"gq_exp({x} - y)"
+    kernel.add("const float most = 1.0f / y;")
+    return f"gq_power({x} * most)"
 
 
 def _sum_by_tiles(kernel: WarpKernel, powers: str, columns: int) -> None:
@@ -312,9 +322,10 @@ def _softmax_of_warps(values: Values, node: Node, out: str) -> Kernel:
     with kernel.block(loop):
         kernel.add(f"y = gq_larger(y, {x});")
     _largest_of_all(kernel, "y", columns)
+    power = _power(kernel, node, x)
     kernel.add(AT_ONCE)
     with kernel.block(loop):
-        kernel.add(f"{element} = gq_exp({x} - y);")
+        kernel.add(f"{element} = {power};")
     kernel.add("float total = 0.0f;")
     with kernel.block("if (together)"):
         _sum_by_tiles(kernel, to, columns)
@@ -328,10 +339,10 @@ def _softmax_of_warps(values: Values, node: Node, out: str) -> Kernel:
             with kernel.block(f"for (int k = 0; k < {edges}; ++k)"):
                 kernel.add(f"const float other = __shfl_sync(GQ_ALL, power, k * {columns} + c);")
                 kernel.add("total = from + k < end ? total + other : total;")
-    kernel.add(f"total = total + {literal(1e-16)};")
+    kernel.add(_SHARE)
     kernel.add(AT_ONCE)
     with kernel.block(loop):
-        kernel.add(f"{element} = {element} / total;")
+        kernel.add(f"{element} = {element} * share;")
     return kernel
 
 

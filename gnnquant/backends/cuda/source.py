@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant import exact_math
-from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,7 @@ def _horner(coefficients: tuple[float, ...], variable: str) -> str:
     return "\n".join(steps)
 
 
+_SQUARES = "\n".join(["  t = t * t;"] * (DEPTH.bit_length() - 1))
 PRELUDE = f"""\
 #define GQ static __device__ __forceinline__
 
@@ -83,6 +84,11 @@ GQ float gq_exp(float x) {{
 {_horner(exact_math.EXP_COEFFICIENTS, "r")}
   const float y = (p * (r * r) + r) + 1.0f;
   return y * __int_as_float(((int)k + 127) << 23);
+}}
+
+GQ float gq_power(float t) {{
+{_SQUARES}
+  return t;
 }}
 
 GQ float gq_log(float x) {{

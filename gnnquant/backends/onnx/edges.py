@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnquant.backends.onnx.state import Codes, float32
-from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,9 +159,16 @@ def _segment_softmax(state: State, node: Node, x: str) -> str:
     to, edges = state.to, state.edges[node.rows]
     flat = state.flat(state.operand(node, 0, x), state.nodes[node.inputs[0]].shape)
     largest = state.scatter(node.rows, flat, node.columns, "max", -np.inf)
-    power = to.op("Exp", to.op("Sub", flat, to.op("Gather", largest, edges.dst, axis=0)))
+    if node.attrs.get("roots"):
+        most = to.op("Div", to.scalar(1.0), largest)
+        power = to.op("Mul", flat, to.op("Gather", most, edges.dst, axis=0))
+        for _ in range(DEPTH.bit_length() - 1):
+            power = to.op("Mul", power, power)
+    else:
+        power = to.op("Exp", to.op("Sub", flat, to.op("Gather", largest, edges.dst, axis=0)))
     total = to.op("Add", state.scatter(node.rows, power, node.columns, "add", 0.0), to.scalar(1e-16))
-    return state.unflat(to.op("Div", power, to.op("Gather", total, edges.dst, axis=0)), node.shape)
+    share = to.op("Gather", to.op("Div", to.scalar(1.0), total), edges.dst, axis=0)
+    return state.unflat(to.op("Mul", power, share), node.shape)
 
 
 EDGES: dict[str, Callable[..., str]] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gnnquant import exact_math
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
 from gnnquant.runtime.indexing import check_int32
 
 if TYPE_CHECKING:
@@ -257,9 +257,14 @@ def segment_softmax(state: State, node: Node, x: Tensor) -> Tensor:
     csr = state.csr[node.rows]
     flat = _fit(x, csr.target.numel()).reshape(csr.target.numel(), node.columns)
     largest = _segment_extreme(flat, csr, "max")
-    power = exact_math.exp(flat - largest[csr.target])
-    total = _segment_sum(power, csr) + 1e-16
-    return power / total[csr.target]
+    if node.attrs.get("roots"):
+        power = flat * (1.0 / largest)[csr.target]
+        for _ in range(DEPTH.bit_length() - 1):
+            power = power * power
+    else:
+        power = exact_math.exp(flat - largest[csr.target])
+    share = 1.0 / (_segment_sum(power, csr) + 1e-16)
+    return power * share[csr.target]
 
 
 # ---------------------------------------------------------------- quantized

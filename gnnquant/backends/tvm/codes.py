@@ -524,7 +524,7 @@ def _statistic(kernel: RowKernel, x: Rows, r: Any, zero2: int, watched: bool) ->
 
     The comparison is one of bit patterns, which order like the numbers from 0 to NaN.
     """
-    lanes = kernel.lanes if x.columns >= kernel.lanes else 1
+    lanes = kernel.lanes_of(x.columns)
     both = watched and zero2 == 0
     best = kernel.b.registers(2 if both else 1, "int32", lanes)
     zero = splat(const(0), lanes)

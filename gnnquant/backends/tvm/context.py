@@ -10,7 +10,7 @@ from tvm import tirx
 
 from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.emit import Builder, cast, const, number, span, splat
-from gnnquant.backends.tvm.layout import ByteLayout, PlaneLayout, round_up
+from gnnquant.backends.tvm.layout import ByteLayout, PlaneLayout, round_up, vector_lanes
 from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.values import Rows
 from gnnquant.errors import BackendError
@@ -316,6 +316,10 @@ class Kernel:
             with self.b.loop(count) as i:
                 body(i)
 
+    def lanes_of(self, count: int) -> int:
+        """Lanes of the vectors of :meth:`columns`, where these do not run over the end."""
+        return self.lanes if count >= self.lanes else vector_lanes(count, self.lanes)
+
     def columns(self, count: int, padded: bool, body: Any, width: int = 1) -> None:
         """``body(first column, lanes)`` over ``count`` columns.
 
@@ -330,7 +334,8 @@ class Kernel:
         """
         lanes = self.lanes
         if not padded and count < lanes:
-            self.each(count, lambda i: body(i, 1))
+            lanes = self.lanes_of(count)
+            self.each(count // lanes, lambda i: body(i * lanes, lanes))
             return
         while width > 1 and count < width * lanes:
             width //= 2

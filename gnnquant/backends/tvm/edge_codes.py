@@ -72,8 +72,14 @@ class EdgeWeights:
         assert self.rows is not None
         return self.rows.at(edge, head, lanes)
 
+    def largest(self, head: Any, lanes: int) -> Any:
+        """The largest weight of the row, which has an edge, for ``lanes`` heads, where it is known."""
+        return self.inlined.largest(self.name, head, lanes) if self.inlined else None
+
     def along(self, edge: Any, lanes: int) -> Any:
         """The weights of ``lanes`` edges, all of which must exist, for one head."""
+        if self.inlined:
+            return self.inlined.along(self.name, edge, lanes)
         one = self.at(edge, 0, 1)
         if hasattr(one, "indices") and len(one.indices) == 1:
             return one.source[span(one.indices[0], lanes)]
@@ -97,6 +103,10 @@ class SourceWeights:
     def at(self, edge: Any, head: Any, lanes: int) -> Any:
         """The number of the edge's source."""
         return self.rows.at(self.indices[edge], head, lanes)
+
+    def largest(self, head: Any, lanes: int) -> Any:  # noqa: ARG002
+        """It is not known."""
+        return None
 
     def along(self, edge: Any, lanes: int) -> Any:
         """Those of ``lanes`` edges, all of which must exist."""
@@ -166,7 +176,8 @@ class EdgeCodes:
     @property
     def lines(self) -> int:
         """Cache lines that :meth:`ask` asks for."""
-        return int(self.scales is not None) + int(self._inlined is not None)
+        gathered = 0 if self._inlined is None else len(self._inlined.of_sources)
+        return int(self.scales is not None) + gathered
 
     def ask(self, edge: Any, source: Any) -> None:
         """Prefetch what tells the weight of an edge that comes later, whose source is ``source``."""
@@ -206,6 +217,9 @@ class EdgeCodes:
         def each(body: Callable[[Any], None]) -> None:
             kernel.each(self.heads // lanes, lambda i: body(i * lanes))
 
+        if self._known_largest(0) is not None:
+            each(lambda h: self._unit(self._known_largest(h), h, lanes))
+            return
         each(lambda h: kernel.save("float32", number(0.0, lanes), ratio + h, lanes))
         with b.loop(degree) as k:
             edge = b.let(first + k)
@@ -217,6 +231,12 @@ class EdgeCodes:
 
             each(compare)
         each(lambda h: self._unit(kernel.load("float32", ratio + h, lanes), h, lanes))
+
+    def _known_largest(self, head: Any) -> Any:
+        """The largest ``|v_e|`` of the row for a vector of heads, where no edge need be looked at."""
+        if self.weights is None or self.scales is not None or self.scale is not None:
+            return None
+        return self.weights.largest(head, self.lanes)
 
     def _unit(self, most: Any, head: Any, lanes: int) -> None:
         kernel = self.kernel
@@ -312,11 +332,15 @@ class EdgeCodes:
         for i in range(count):
             b.store(best, number(0.0, lanes), i)
             b.store(totals, splat(const(0), lanes), i)
-        with b.loop(degree) as k:
-            edge = b.let(first + k)
+        if self._known_largest(0) is not None:
             for i in range(count):
-                value = unary("llvm.fabs", self._value(edge, i * lanes, lanes), lanes)
-                b.store(best, maximum(value, best[i]), i)
+                b.store(best, self._known_largest(i * lanes), i)
+        else:
+            with b.loop(degree) as k:
+                edge = b.let(first + k)
+                for i in range(count):
+                    value = unary("llvm.fabs", self._value(edge, i * lanes, lanes), lanes)
+                    b.store(best, maximum(value, best[i]), i)
         for i in range(count):
             self._unit(best[i], i * lanes, lanes)
         ratios = [b.let(kernel.load("float32", self.ratio + i * lanes, lanes)) for i in range(count)]

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     Column = Callable[[Any, Any, Any, int], Any]
     """``value(edge, destination, column, lanes)``: columns of an edge, or as many columns of each of the
     edges of which ``edge`` is a tuple."""
+
+
+_READING_ONCE = ELEMENTWISE | {"segment_softmax", "columns"}
+"""What reads each number of an operand once, if at all."""
 
 
 class EdgeKernel(Kernel):
@@ -86,6 +91,8 @@ class EdgeValues:
         stage: What.
         limit: The end of the thread's edges.
         origin: The thread's first row, where rows are written over each other; called once per row.
+        whole: Whether a softmax that is exported is written with its division, which readers of its own make
+            otherwise (:meth:`exported`, :meth:`along`).
     """
 
     def __init__(
@@ -94,8 +101,11 @@ class EdgeValues:
         stage: Stage,
         limit: Callable[[], Any],
         origin: Callable[[], Any] | None = None,
+        *,
+        whole: bool = True,
     ) -> None:
         self.kernel = kernel
+        self.whole = whole
         self.limit = limit
         self.b, self.lanes = kernel.b, kernel.lanes
         self.stage = stage
@@ -105,6 +115,7 @@ class EdgeValues:
         self.there: Any = None
         self.computed: dict[str, Column] = {}
         self.buffers: dict[str, str] = {}
+        self.softmaxes: dict[str, _Softmax] = {}
         context = kernel.context
         self.readers: dict[str, list[Node]] = {node.name: [] for node in stage.nodes}
         for node in stage.nodes:
@@ -124,29 +135,55 @@ class EdgeValues:
                 continue
             if node.op in ELEMENTWISE:
                 value = self._elementwise(node)
+            elif node.op == "columns":
+                value = self._slice(node)
             elif node.op == "gcn_norm":
                 value = norm(self, node)
             else:
                 raise fail(node, "this operation cannot be lowered edge by edge")
             readers = self.readers[node.name]
-            kept = node.name in self.stage.exports or len(readers) != 1 or readers[0].op not in ELEMENTWISE
-            if not kept:
+            once = len(readers) == 1 and readers[0].op in _READING_ONCE
+            if once and node.name not in self.stage.exports:
                 self.computed[node.name] = value
                 continue
             self._sweep(begin, degree, self._declare(node), _of_row(value, i))
 
     def ask(self, edge: Any) -> None:
         """Prefetch what an edge that comes later gathers from its source."""
+        for node in self.of_sources:
+            self.kernel.prefetch(self.kernel.reader(node.name), edge, 0, node.columns, cache=2)
+
+    @cached_property
+    def of_sources(self) -> list[Node]:
+        """What an edge gathers from its source."""
         context = self.kernel.context
         operands = {resolve(context.graph, name) for node in self.stage.nodes for name in node.inputs}
-        for node in (context.nodes[name] for name in sorted(operands)):
-            if node.op == "gather" and node.attrs["index"] == f"{self.graph}.src":
-                self.kernel.prefetch(self.kernel.reader(node.name), edge, 0, node.columns, cache=2)
+        nodes = (context.nodes[name] for name in sorted(operands))
+        return [node for node in nodes if node.op == "gather" and node.attrs["index"] == f"{self.graph}.src"]
 
     def exported(self, name: str) -> Rows:
         """A value of the stage that was written for the last row; rows are edges."""
         node = self.kernel.context.nodes[name]
-        return Rows(node.columns, False, lambda e, j, lanes: self._written(name, e, j, lanes), True)
+        return Rows(node.columns, False, lambda e, j, lanes: self._value(name, e, j, lanes), True)
+
+    def along(self, name: str, edge: Any, lanes: int) -> Any:
+        """Such a value of ``lanes`` edges of one column, which all are in the thread's memory."""
+        out = self.kernel.buffer(self.buffers[name])
+        value = out[span(edge + self.shift, lanes)]
+        softmax = self.softmaxes.get(name)
+        return value if softmax is None else product(value, softmax.share.get(0, lanes), lanes)
+
+    def largest(self, name: str, c: Any, lanes: int) -> Any:
+        """The largest of the last row, which has an edge, where it is known: of a softmax; else ``None``."""
+        softmax = self.softmaxes.get(name)
+        if softmax is None:
+            return None
+        return product(softmax.powers.largest(c, lanes), softmax.share.get(c, lanes), lanes)
+
+    def _value(self, name: str, e: Any, c: Any, lanes: int) -> Any:
+        value = self._written(name, e, c, lanes)
+        softmax = self.softmaxes.get(name)
+        return value if softmax is None else product(value, softmax.share.along(e, c, lanes), lanes)
 
     def _written(self, name: str, e: Any, c: Any, lanes: int) -> Any:
         out = self.kernel.buffer(self.buffers[name])
@@ -214,6 +251,8 @@ class EdgeValues:
 
     def _declare(self, node: Node) -> Any:
         context = self.kernel.context
+        if node.name in self.buffers:
+            return self.kernel.buffer(self.buffers[node.name])
         shape = (self.graph,) if node.columns == 1 else (self.graph, node.columns)
         name = f"edges.{node.name}"
         if self.origin is not None:
@@ -230,7 +269,7 @@ class EdgeValues:
         if name in self.computed:
             return self.computed[name]
         if name in self.buffers:
-            return lambda e, i, c, lanes: self._written(name, e, c, lanes)
+            return lambda e, i, c, lanes: self._value(name, e, c, lanes)
         node = context.nodes[name]
         if node.op == "gather" and node.attrs["index"] == f"{self.graph}.dst":
             of_row = self.kernel.reader(node.inputs[0])
@@ -258,6 +297,10 @@ class EdgeValues:
             return operation([operand(e, i, c, lanes) for operand in operands], lanes)
 
         return value
+
+    def _slice(self, node: Node) -> Column:
+        value, first = self.operand(node.inputs[0]), node.attrs["index"][0]
+        return lambda e, i, c, lanes: value(e, i, c + first, lanes)
 
     def _broadcast(self, name: str, node: Node) -> Column:
         value = self.operand(name)
@@ -293,27 +336,23 @@ class EdgeValues:
         best = _Running(self.kernel, columns, float("-inf"))
         total = _Running(self.kernel, columns, 0.0)
 
-        def again(e: Any, c: Any, lanes: int) -> Any:
-            return self._written(node.name, e, c, lanes)
-
         def largest(e: Any, c: Any, lanes: int) -> Any:
             value = b.let(x(e, i, c, lanes))
             own = value if self.there is None else choose(self.there, value, number(float("-inf"), lanes))
             best.fold(maximum, own, e, c, lanes)
             return value
 
+        self._sweep(begin, degree, out, largest)
+        if columns == 1:
+            best.put(splat(fold_max(best.get(0, self.lanes), self.lanes), self.lanes), 0, self.lanes)
+        powers = _Powers(self.kernel, node, best)
+
         def power(e: Any, c: Any, lanes: int) -> Any:
-            value = b.let(maths.exp(again(e, c, lanes) - best.along(e, c, lanes), lanes))
+            value = b.let(powers.of(self._written(node.name, e, c, lanes), e, c, lanes))
             if columns > 1:
                 total.fold(operator.add, value, e, c, lanes)
             return value
 
-        def share(e: Any, c: Any, lanes: int) -> Any:
-            return again(e, c, lanes) / (total.along(e, c, lanes) + number(1e-16, lanes))
-
-        self._sweep(begin, degree, out, largest)
-        if columns == 1:
-            best.put(splat(fold_max(best.get(0, self.lanes), self.lanes), self.lanes), 0, self.lanes)
         self._sweep(begin, degree, out, power)
         if columns == 1:
             one = b.registers(1, "float32")
@@ -321,7 +360,11 @@ class EdgeValues:
             with b.loop(degree) as k:
                 b.store(one, one[0] + self._written(node.name, begin + k, 0, 1), 0)
             total.put(splat(one[0], self.lanes), 0, self.lanes)
-        self._sweep(begin, degree, out, share)
+        total.each(lambda value, _, lanes: number(1.0, lanes) / (value + number(1e-16, lanes)))
+        self.softmaxes[node.name] = _Softmax(total, powers)
+        if node.name in self.stage.exports and self.whole:
+            self._sweep(begin, degree, out, lambda e, c, lanes: self._value(node.name, e, c, lanes))
+            del self.softmaxes[node.name]
 
 
 def _side_by_side(edges: tuple[Any, ...], lanes: int, one: Callable[[Any, int], Any]) -> Any:
@@ -345,6 +388,49 @@ def _of_row(value: Column, i: Any) -> Callable[[Any, Any, int], Any]:
     return lambda e, c, lanes: value(e, i, c, lanes)
 
 
+class _Powers:
+    """What a softmax adds up: exponentials, or powers of roots.
+
+    Args:
+        kernel: Where.
+        node: The op ``segment_softmax``.
+        best: The largest of a row of what they are of.
+    """
+
+    def __init__(self, kernel: Kernel, node: Node, best: _Running) -> None:
+        self.roots = node.attrs.get("roots", False)
+        self.best = best
+        if self.roots:
+            self.inverse = _Running(kernel, node.columns, 1.0)
+            self.inverse.each(lambda one, c, lanes: one / best.get(c, lanes))
+
+    def of(self, value: Any, e: Any, c: Any, lanes: int) -> Any:
+        """The power of a value of the row."""
+        if self.roots:
+            return maths.power(product(value, self.inverse.along(e, c, lanes), lanes), lanes)
+        return maths.exp(value - self.best.along(e, c, lanes), lanes)
+
+    def largest(self, c: Any, lanes: int) -> Any:
+        """That of the largest value, which is the largest power.
+
+        Products of positive numbers grow with these, rounded or not, and exponentials of what is not positive
+        are at most 1.
+        """
+        return self.of(self.best.get(c, lanes), 0, c, lanes) if self.roots else number(1.0, lanes)
+
+
+class _Softmax(NamedTuple):
+    """A softmax of a row whose powers are written: their share of the whole is still to be taken.
+
+    Attributes:
+        share: What they are multiplied by, for each column.
+        powers: How they came about.
+    """
+
+    share: _Running
+    powers: _Powers
+
+
 class _Running:
     """A float for every column of a row, in a register where one vector holds them.
 
@@ -359,10 +445,23 @@ class _Running:
         self.place = kernel.reserve("float32", columns) if count > 1 else -1
         if count == 1:
             self.register = kernel.b.registers(1, "float32", lanes)
+        self.lanes, self.count = lanes, count
         kernel.each(count, lambda index: self.put(number(start, lanes), index * lanes, lanes))
 
+    def each(self, change: Callable[[Any, Any, int], Any]) -> None:
+        """Every float becomes ``change(float, column, lanes)``."""
+
+        def some(index: Any) -> None:
+            c, lanes = index * self.lanes, self.lanes
+            self.put(change(self.get(c, lanes), c, lanes), c, lanes)
+
+        self.kernel.each(self.count, some)
+
     def get(self, c: Any, lanes: int) -> Any:
-        return self.register[0] if self.place < 0 else self.kernel.load("float32", self.place + c, lanes)
+        if self.place >= 0:
+            return self.kernel.load("float32", self.place + c, lanes)
+        value = self.register[0]
+        return value if lanes == self.lanes else shuffle([value], [c] if lanes == 1 else range(c, c + lanes))
 
     def along(self, e: Any, c: Any, lanes: int) -> Any:
         """The floats as they stand beside a vector of edges."""

@@ -23,6 +23,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
 )
 from gnnquant.errors import BackendError
+from gnnquant.integer_graph import DEPTH
 
 
 def exp(x: Any, lanes: int) -> Any:
@@ -42,6 +43,14 @@ def exp(x: Any, lanes: int) -> Any:
     biased = cast(k, "int32", lanes) + splat(const(127), lanes)
     power = reinterpret(shift_left(biased, 23, "int32", lanes), "float32", lanes)
     return product(y, power, lanes)
+
+
+def power(t: Any, lanes: int) -> Any:
+    """The ``DEPTH``-th power."""
+    for _ in range(DEPTH.bit_length() - 1):
+        t = bind(t)
+        t = product(t, t, lanes)
+    return t
 
 
 def log(x: Any, lanes: int) -> Any:

@@ -126,6 +126,12 @@ def resolve(graph: IntegerGraph, name: str) -> str:
     return node.name
 
 
+def is_slice(node: Node) -> bool:
+    """Whether ``columns`` lie side by side."""
+    index = node.attrs["index"]
+    return list(index) == list(range(index[0], index[0] + len(index))) if len(index) else True
+
+
 def gathered(graph: IntegerGraph, name: str) -> str:
     """``name`` without reshapes and gathers: the node whose rows it selects."""
     node = graph[name]
@@ -363,7 +369,8 @@ class _Partition:
         """Softmaxes and normalisations, and narrow values that only lead to or only follow from them."""
 
         def narrow(node: Node) -> bool:
-            return node.op in ELEMENTWISE and node.rows in self.graphs and node.columns <= NARROW
+            light = node.op in ELEMENTWISE or (node.op == "columns" and is_slice(node))
+            return light and node.rows in self.graphs and node.columns <= NARROW
 
         found: set[str] = set()
         readers: dict[str, list[tuple[Node, bool]]] = {node.name: [] for node in self.computed}

@@ -50,6 +50,8 @@ EMITTERS: dict[str, Callable[[RowKernel, Node], Rows | Codes]] = {
     "log_softmax": shapes.log_softmax,
 }
 """What computes each operation but the elementwise ones and the reductions over rows."""
+COSTLY = frozenset({"exp", "log", "elu", "sigmoid", "tanh"})
+"""Operations of which a vector takes much less time than its numbers one by one."""
 BY_ROW = frozenset({"quantize", "dequantize", "spmm", "float_spmm"}) | ELEMENTWISE
 """Operations of which a row needs nothing of other rows of its block."""
 
@@ -111,7 +113,9 @@ class RowKernel(Kernel):
         self.by_row = True
         self.outputs = outputs
         self.edges = {
-            inlined.exports[0]: EdgeValues(self, inlined, lambda: self.limit, lambda: self.first)
+            inlined.exports[0]: EdgeValues(
+                self, inlined, lambda: self.limit, lambda: self.first, whole="float_spmm" in ops
+            )
             for inlined in stage.inlined
         }
         self.reads: dict[str, int] = {}
@@ -363,11 +367,41 @@ class RowKernel(Kernel):
     def _elementwise(self, node: Node) -> Rows:
         operands = [self.broadcast(name, node.shape) for name in node.inputs]
         operation = self.operation(node)
+        if node.op in COSTLY and self.block > 1 and node.columns < self.lanes:
+            return self._side_by_side(node.columns, operands, operation)
 
         def at(r: Any, j: Any, lanes: int) -> Any:
             return operation([x.at(r, j, lanes) for x in operands], lanes)
 
         return Rows(node.columns, all(x.padded for x in operands), at)
+
+    def _side_by_side(
+        self, columns: int, operands: list[Rows], operation: Callable[[list[Any], int], Any]
+    ) -> Rows:
+        """Rows that are shorter than a vector, computed for several at once.
+
+        Behind those of a short block anything may be read.
+        """
+        size = round_up(self.block * columns, self.lanes)
+
+        def packed(x: Rows) -> int:
+            start = self.reserve("float32", size)
+
+            def put(r: Any) -> None:
+                self.each(columns, lambda j: self.save("float32", x.at(r, j, 1), start + r * columns + j))
+
+            self.each_row(put)
+            return start
+
+        starts = [packed(x) for x in operands]
+        self.finish_rows()
+        found, lanes = self.reserve("float32", size), self.lanes
+        with self.b.loop(size // lanes) as i:
+            values = [self.load("float32", start + i * lanes, lanes) for start in starts]
+            self.save("float32", operation(values, lanes), found + i * lanes, lanes)
+        return Rows(
+            columns, False, lambda r, j, lanes: self.load("float32", found + r * columns + j, lanes), True
+        )
 
     def _across_rows(self, node: Node) -> Rows:
         """A number of each row of the block, computed for several rows at once."""

@@ -323,7 +323,7 @@ def _centred(kernel: RowKernel, node: Node) -> tuple[Rows, Callable[[Any, Any], 
     x = kernel.solid(kernel.float_rows(node.inputs[0]))
     place = kernel.reserve("float32", kernel.block * groups)
     power, save = kernel.local(x.columns)
-    lanes = kernel.lanes if length >= kernel.lanes else 1
+    lanes = kernel.lanes_of(length)
     b = kernel.b
 
     def row(r: Any) -> None:

@@ -12,6 +12,7 @@ from gnnquant.config import FLOAT_BITS
 from gnnquant.errors import BackendError
 from gnnquant.integer_graph import ONE
 from gnnquant.passes.lowering.assemble import assemble
+from gnnquant.passes.lowering.factor_attention import factor_attention
 from gnnquant.passes.lowering.factor_norms import factor_norms
 from gnnquant.passes.lowering.factor_scales import factor_scales
 from gnnquant.passes.lowering.in_place import seen_elsewhere
@@ -57,7 +58,7 @@ def lower(module: TracedModule, *, require_ranges: bool = True) -> IntegerGraph:
             result = fx.node.map_arg(node.args[0], lambda operand: environment[operand])
             tree = _result(program, result, outputs)
             lowered = assemble(program, parameters, outputs, tree)
-            return merge_factors(factor_scales(factor_norms(lowered)))
+            return merge_factors(factor_scales(factor_norms(factor_attention(lowered))))
         else:
             reader = seen_elsewhere(module, node, order)
             if reader is not None:

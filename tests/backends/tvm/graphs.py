@@ -16,6 +16,7 @@ from gnnquant.integer_graph import (
     Parameter,
     pack_codes,
 )
+from gnnquant.passes.lowering.factor_attention import factor_attention
 from gnnquant.passes.lowering.factor_norms import factor_norms
 from gnnquant.passes.lowering.factor_scales import factor_scales
 from gnnquant.passes.lowering.merge_factors import merge_factors
@@ -235,11 +236,13 @@ def gat(
     features: int = 30,
     *,
     weighted: bool = False,
+    factored: bool = False,
     granularity: str = "row",
 ) -> IntegerGraph:
     """Attention per head, heads joined in the first layer and averaged in the second.
 
     With ``weighted`` all scores of an edge are multiplied by a number of the edge, and by one for each head.
+    With ``factored`` there are exponentials of nodes alone.
     """
     m = Maker(bits + 20)
     x = m.input("x", features)
@@ -261,6 +264,8 @@ def gat(
             x = m.unary("relu", m.binary("add", y, m.constant(heads * width)))
         else:
             x = m.binary("add", m.reduce(y, 0, "mean"), m.constant(width))
+    if factored:
+        return factor_scales(factor_attention(m.finish(x, alpha)))
     return factor_scales(m.finish(x, e, alpha))
 
 

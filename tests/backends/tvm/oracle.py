@@ -280,11 +280,17 @@ class Oracle:
         target = self.index.graphs[node.rows][1]
         for row in np.unique(target):
             part = np.flatnonzero(target == row)
-            power = exp(x[part] - x[part].max(axis=0))
+            most = x[part].max(axis=0)
+            if node.attrs.get("roots"):
+                power = x[part] * (F(1) / most)
+                for _ in range(3):  # the eighth power
+                    power = power * power
+            else:
+                power = exp(x[part] - most)
             total = np.zeros(x.shape[1:], dtype=F)
             for value in power:
                 total = total + value
-            out[part] = power / (total + F(1e-16))
+            out[part] = power * (F(1) / (total + F(1e-16)))
         return out
 
     def quantize(self, node: Node, x: Any) -> Any:

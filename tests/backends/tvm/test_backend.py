@@ -63,7 +63,7 @@ def test_models_equal_the_oracle(name: str) -> None:
     [
         ("gcn-sparse-4", 3),
         ("gat-1", 3),
-        ("gat-4", 2),
+        ("gat-roots-8", 2),
         ("gatv2-8", 3),
         ("edges-sums", 3),
         *((name, threads) for name, threads in THREADS.items()),
@@ -78,7 +78,7 @@ def test_threads_do_not_change_results(name: str, threads: int) -> None:
     [
         *(("gcn-sparse-8", mcpu) for mcpu in PORTABLE),
         *(("gcn-2", mcpu) for mcpu in PORTABLE),
-        *((name, PORTABLE[-1]) for name in ("sage-8", "gat-2", "gatv2-8")),
+        *((name, PORTABLE[-1]) for name in ("sage-8", "gat-2", "gat-roots", "gatv2-8")),
     ],
 )
 def test_older_processors(name: str, mcpu: str) -> None:
@@ -93,13 +93,22 @@ def test_older_processors(name: str, mcpu: str) -> None:
             pytest.param(
                 name, "x86-64-v3", marks=pytest.mark.skipif("avx2" not in FLAGS, reason="no AVX2 here")
             )
-            for name in ("gcn-sparse-8", "gat-4")
+            for name in ("gcn-sparse-8", "gat-4", "gat-roots-3")
         ),
         *(
             pytest.param(
                 name, "x86-64-v4", marks=pytest.mark.skipif(not HAS_AVX512, reason="no AVX-512 here")
             )
-            for name in ("gcn-sparse-8", "gcn-sparse-4", "gcn-2", "sage-8", "sage-max", "gat-4", "edges-8")
+            for name in (
+                "gcn-sparse-8",
+                "gcn-sparse-4",
+                "gcn-2",
+                "sage-8",
+                "sage-max",
+                "gat-4",
+                "gat-roots-8",
+                "edges-8",
+            )
         ),
     ],
 )

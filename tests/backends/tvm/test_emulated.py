@@ -29,7 +29,7 @@ SIZES = ((0, 0), (1, 4), (13, 40), (83, 500))
 """Nodes and edges."""
 MODELS = {
     "aarch64": ("gcn-2", "gcn-sparse-8", "gat-4", "sage-8", "sage-max", "gatv2-4", "floats"),
-    "riscv64": ("gcn-2", "gcn-sparse-8", "gat-4", "floats"),
+    "riscv64": ("gcn-2", "gcn-sparse-8", "gat-roots", "floats"),
 }
 """INT2, INT8 that skips zeros, attention, mean, max, a general edge function, FP32; fewer where the code is
 the same portable one."""

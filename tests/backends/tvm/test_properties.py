@@ -45,6 +45,7 @@ FAMILIES = {
         heads=st.integers(1, 8),
         width=st.integers(1, 20),
         features=WIDTHS,
+        factored=st.booleans(),
         granularity=GRANULARITIES,
     ),
     "gatv2": st.builds(
