@@ -20,6 +20,7 @@ from gnnquant.backends.tvm.emit import (
     number,
     product,
     reinterpret,
+    shift_left,
     shuffle,
     span,
     splat,
@@ -344,13 +345,13 @@ class EdgeCodes:
         for i in range(count):
             self._unit(best[i], i * lanes, lanes)
         ratios = [b.let(kernel.load("float32", self.ratio + i * lanes, lanes)) for i in range(count)]
-        with b.loop(degree) as k:
-            edge = b.let(first + k)
+
+        def four(edges: list[Any], there: list[Any], quad: Any) -> None:
             for i in range(count):
-                t = self._rounded(self._value(edge, i * lanes, lanes), ratios[i], lanes)
-                b.store(totals, totals[i] + t, i)
-                self._put(t, k * self.heads + i * lanes, lanes)
-        self._clear_behind(degree)
+                total = self._put_four(edges, there, quad, i * lanes, ratios[i])
+                b.store(totals, totals[i] + total, i)
+
+        self._by_fours(first, degree, four)
         for i in range(count if summed else 0):
             kernel.save("int32", totals[i], self.totals + i * lanes, lanes)
 
@@ -388,28 +389,30 @@ class EdgeCodes:
         if self.constant:
             return
         kernel, b = self.kernel, self.kernel.b
-        if not self.single:
-            with b.loop(count) as k:
-                edge = b.let(start + k)
-
-                def code(i: Any) -> None:
-                    h, lanes = i * self.lanes, self.lanes
-                    self._write(self._value(edge, h, lanes), k * self.heads + h, h, lanes)
-
-                kernel.each(self.heads // self.lanes, code)
-            self._clear_behind(count)
-            return
         lanes = self.lanes
+        if not self.single:
+
+            def four(edges: list[Any], there: list[Any], quad: Any) -> None:
+                def some(i: Any) -> None:
+                    ratio = kernel.load("float32", self.ratio + i * lanes, lanes)
+                    total = self._put_four(edges, there, quad, i * lanes, ratio)
+                    slot = self.totals + i * lanes
+                    kernel.save("int32", kernel.load("int32", slot, lanes) + total, slot, lanes)
+
+                kernel.each(self.heads // lanes, some)
+
+            self._by_fours(start, count, four)
+            return
         begin = b.let(start - self.first)
 
         def from_kept() -> None:
             with b.loop((count + (lanes - 1)) // lanes) as i:
                 v = kernel.load("float32", self.kept + begin + i * lanes, lanes)
-                self._write(v, i * lanes, 0, lanes)
+                self._write(v, i * lanes, lanes)
 
         def again() -> None:
             with b.loop(count) as k:
-                self._write(self._value(start + k, 0, 1), k, 0, 1)
+                self._write(self._value(start + k, 0, 1), k, 1)
             kernel.save("uint8", splat(const(0, "uint8"), lanes), self.place + count, lanes)
 
         b.branch(begin + count <= KEPT, from_kept, again)
@@ -426,16 +429,44 @@ class EdgeCodes:
             return  # there are as many behind the last vector
         width = 4 * self.kernel.lanes
         zeros = splat(const(0, "uint8"), width)
+        begin = self.place + (count if self.single else (count + 3) // 4 * (4 * self.heads))
         for first in range(0, self._behind, width):
-            self.kernel.save("uint8", zeros, self.place + count * self.heads + first, width)
+            self.kernel.save("uint8", zeros, begin + first, width)
 
-    def _write(self, v: Any, place: Any, head: Any, lanes: int) -> None:
-        """Round ``lanes`` weights and add them to the sums."""
+    def _by_fours(self, start: Any, count: Any, four: Callable[[list[Any], list[Any], Any], None]) -> None:
+        """``four(edges, there, quad)`` for each four of ``count`` edges.
+
+        Of the last ones some may not be there: they are the last edge again; ``there`` has a mask for each.
+        """
+        b = self.kernel.b
+        full = b.let(count // 4)
+        with b.loop(full) as quad:
+            four([b.let(start + (4 * quad + i)) for i in range(4)], [], quad)
+        left = b.let(count - 4 * full)
+        with b.when(left > 0):
+            edges = [b.let(start + tirx.min(4 * full + i, count - 1)) for i in range(4)]
+            there = [b.let(splat(choose(left > i, const(-1), const(0)), self.lanes)) for i in range(4)]
+            four(edges, there, full)
+        self._clear_behind(count)
+
+    def _put_four(self, edges: list[Any], there: list[Any], quad: Any, head: Any, ratio: Any) -> Any:
+        """Round the weights of four edges for a vector of heads, put those of each side by side, add them."""
+        lanes, let = self.lanes, self.kernel.b.let
+        codes = [self._rounded(self._value(edge, head, lanes), ratio, lanes) for edge in edges]
+        if there:
+            codes = [let(code & mask) for code, mask in zip(codes, there, strict=True)]
+        low = splat(const(255), lanes)
+        parts = [shift_left(code & low, 8 * i, "int32", lanes) for i, code in enumerate(codes[:3])]
+        word = parts[0] | parts[1] | parts[2] | shift_left(codes[3], 24, "int32", lanes)
+        place = self.place + quad * (4 * self.heads) + 4 * head
+        self.kernel.save("uint8", reinterpret(word, "uint8", 4 * lanes), place, 4 * lanes)
+        return codes[0] + codes[1] + codes[2] + codes[3]
+
+    def _write(self, v: Any, place: Any, lanes: int) -> None:
+        """Round ``lanes`` weights of one head and add them to the sums."""
         kernel = self.kernel
-        ratio = kernel.load("float32", self.ratio + head, 1 if self.single else lanes)
-        t = self._rounded(v, splat(ratio, lanes) if self.single else ratio, lanes)
-        slot = self.totals + head
-        kernel.save("int32", kernel.load("int32", slot, lanes) + t, slot, lanes)
+        t = self._rounded(v, splat(kernel.load("float32", self.ratio), lanes), lanes)
+        kernel.save("int32", kernel.load("int32", self.totals, lanes) + t, self.totals, lanes)
         self._put(t, place, lanes)
 
     def _rounded(self, v: Any, ratio: Any, lanes: int) -> Any:
@@ -445,10 +476,15 @@ class EdgeCodes:
         code = reinterpret(cast(t, "int8", lanes), "uint8", lanes)
         self.kernel.save("uint8", code, self.place + place, lanes)
 
+    def words(self, quad: Any, head: Any, lanes: int) -> Any:
+        """The weights of edges ``4 * quad`` on for ``lanes`` heads, as an integer for each."""
+        place = self.place + quad * (4 * self.heads) + 4 * head
+        return reinterpret(self.kernel.load("uint8", place, 4 * lanes), "int32", lanes)
+
     def four(self, quad: Any, count: Any) -> Any:
-        """The weights of edges ``4 * quad`` on, as one integer; 0 is that of an edge behind the last."""
+        """Those for the only head; 0 is that of an edge behind the last."""
         if not self.constant:
-            return reinterpret(self.kernel.load("uint8", self.place + 4 * quad, 4), "int32")
+            return self.words(quad, 0, 1)
         left = self.kernel.b.let(count - 4 * quad)
         result = const(0)
         for edges in range(1, 5):

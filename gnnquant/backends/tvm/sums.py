@@ -248,26 +248,25 @@ class EdgeSum:
 
     def _weights(self, quad: Any, count: Any) -> Callable[[Any], Any]:
         """The weights of four edges, for the columns of a vector."""
-        kernel, b, lanes, heads = self.kernel, self.kernel.b, self.kernel.lanes, self.heads
-        width = 4 * lanes
-        if heads == 1:
-            four = splat(self.edge_codes.four(quad, count), lanes)
-            one = self.dots.prepare(b.let(reinterpret(four, "int8", width)))
+        b, lanes, codes = self.kernel.b, self.kernel.lanes, self.edge_codes
+
+        def prepared(words: Any) -> Any:
+            return self.dots.prepare(b.let(reinterpret(words, "int8", 4 * lanes)))
+
+        if self.heads == 1:
+            one = prepared(splat(codes.four(quad, count), lanes))
             return lambda _: one
-        place = self.edge_codes.place + quad * (4 * heads)
-        # of many heads, those from the first of a vector on: of each edge a part of the vector
-        data = b.let(kernel.load("uint8", place, width)) if heads <= lanes else None
         known: dict[tuple[int, ...], Any] = {}
 
         def of(vector: int) -> Any:
             pattern = self._pattern(vector)
             if pattern not in known:
-                parts, step, start = [data], heads, 0
-                if data is None:
-                    step, start = lanes, pattern[0]
-                    parts = [kernel.load("uint8", place + edge * heads + start, lanes) for edge in range(4)]
-                order = [edge * step + head - start for head in pattern for edge in range(4)]
-                known[pattern] = self.dots.prepare(b.let(reinterpret(shuffle(parts, order), "int8", width)))
+                start = pattern[0]
+                if start == pattern[-1]:
+                    words = splat(codes.words(quad, start, 1), lanes)
+                else:
+                    words = shuffle([codes.words(quad, start, lanes)], [head - start for head in pattern])
+                known[pattern] = prepared(words)
             return known[pattern]
 
         return of
