@@ -27,9 +27,10 @@ class _Placed:
 def placed(plan: Plan, *, in_outputs: bool) -> Plan:
     """``plan`` with a place for every workspace buffer.
 
-    The largest buffers are placed first, each as far down in its region as those allow that are needed at the
-    same time. The steps of a propagation so take turns in two places, and what is done with before an output
-    is written lies in the output: an INT4 model of few classes needs little memory besides.
+    What is needed last is placed first, of that the largest, each as far down in its region as those allow
+    that are needed at the same time. The steps of a propagation so take turns in two places, and what is done
+    with before an output is written lies in the output, which nothing else pushes it out of: an INT4 model of
+    few classes needs little memory besides.
 
     Args:
         plan: What is called on which buffers.
@@ -45,8 +46,9 @@ def placed(plan: Plan, *, in_outputs: bool) -> Plan:
     regions: dict[str, list[_Placed]] = {}
     found: dict[str, Buffer] = {}
     buffers = [buffer for buffer in plan.buffers if buffer.kind == "workspace"]
-    for buffer in sorted(buffers, key=lambda buffer: (-buffer.row_bytes, spans.get(buffer.name, (0, 0)))):
-        first, last = spans.get(buffer.name, (0, 0))
+    never = (0, 0)
+    for buffer in sorted(buffers, key=lambda buffer: (-spans.get(buffer.name, never)[1], -buffer.row_bytes)):
+        first, last = spans.get(buffer.name, never)
         size = buffer.row_bytes if buffer.space else round_up(buffer.row_bytes)
         lowest = partial(_lowest, size, first, last)
         fitting = (

@@ -39,7 +39,7 @@ def chain(count: int) -> list[Call]:
 
 def test_steps_of_a_propagation_take_turns_in_two() -> None:
     found = places(plan(chain(7), steps(7)))
-    assert [found[f"s{i}"] for i in range(7)] == [("nodes", 0), ("nodes", 16)] * 3 + [("nodes", 0)]
+    assert [found[f"s{i}"] for i in range(7)] == [("nodes", 16), ("nodes", 0)] * 3 + [("nodes", 16)]
 
 
 def test_what_a_later_call_reads_stays() -> None:
@@ -66,12 +66,31 @@ def test_what_is_done_with_before_the_output_is_written_lies_in_it() -> None:
     calls = [Call("f", ("s0",)), Call("g", ("s0", "s1")), Call("h", ("s1", "out"))]
     assert places(plan(calls, [*steps(2), OUTPUT])) == {"s0": ("out", 0), "s1": ("nodes", 0)}
     assert places(plan(calls, [*steps(2), OUTPUT], in_outputs=False)) == {
-        "s0": ("nodes", 0),
-        "s1": ("nodes", 16),
+        "s0": ("nodes", 16),
+        "s1": ("nodes", 0),
     }
-    assert places(plan(calls, [*steps(2, width=64), OUTPUT]))["s0"] == ("nodes", 0), "it has 32 bytes a row"
+    assert places(plan(calls, [*steps(2, width=64), OUTPUT]))["s0"] == ("nodes", 64), "it has 32 bytes a row"
     edges = Buffer("s0", "uint8", ("edges", 16), "workspace")
     assert places(plan(calls, [edges, *steps(2)[1:], OUTPUT]))["s0"] == ("edges", 0)
+
+
+def test_what_cannot_lie_in_the_output_does_not_push_others_out_of_it() -> None:
+    wide, last, narrow, other = (
+        Buffer(name, "uint8", ("nodes", width), "workspace")
+        for name, width in (("wide", 16), ("last", 16), ("narrow", 8), ("other", 16))
+    )
+    calls = [
+        Call("f", ("wide", "narrow", "other")),
+        Call("g", ("narrow", "last")),
+        Call("h", ("last", "out")),
+    ]
+    found = places(plan(calls, [wide, last, narrow, other, OUTPUT]))
+    assert found["last"] == ("nodes", 0)
+    assert sorted(place for name, place in found.items() if name != "last") == [
+        ("nodes", 0),
+        ("out", 0),
+        ("out", 8),
+    ]
 
 
 def test_what_is_kept_from_run_to_run_is_alone() -> None:
