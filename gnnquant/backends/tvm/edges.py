@@ -91,8 +91,8 @@ class EdgeValues:
         stage: What.
         limit: The end of the thread's edges.
         origin: The thread's first row, where rows are written over each other; called once per row.
-        whole: Whether a softmax that is exported is written with its division, which readers of its own make
-            otherwise (:meth:`exported`, :meth:`along`).
+        whole: Whether a softmax that is exported is written with its division. Otherwise, where nothing else
+            reads it, that is made by what reads it here (:meth:`exported`, :meth:`along`).
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class EdgeValues:
         if name in self.computed:
             return self.computed[name]
         if name in self.buffers:
-            return lambda e, i, c, lanes: self._value(name, e, c, lanes)
+            return lambda e, i, c, lanes: self._written(name, e, c, lanes)
         node = context.nodes[name]
         if node.op == "gather" and node.attrs["index"] == f"{self.graph}.dst":
             of_row = self.kernel.reader(node.inputs[0])
@@ -362,7 +362,7 @@ class EdgeValues:
             total.put(splat(one[0], self.lanes), 0, self.lanes)
         total.each(lambda value, _, lanes: number(1.0, lanes) / (value + number(1e-16, lanes)))
         self.softmaxes[node.name] = _Softmax(total, powers)
-        if node.name in self.stage.exports and self.whole:
+        if self.whole or self.readers[node.name]:
             self._sweep(begin, degree, out, lambda e, c, lanes: self._value(node.name, e, c, lanes))
             del self.softmaxes[node.name]
 
@@ -460,8 +460,8 @@ class _Running:
     def get(self, c: Any, lanes: int) -> Any:
         if self.place >= 0:
             return self.kernel.load("float32", self.place + c, lanes)
-        value = self.register[0]
-        return value if lanes == self.lanes else shuffle([value], [c] if lanes == 1 else range(c, c + lanes))
+        # of one column all lanes are the same
+        return self.register[0] if lanes == self.lanes else shuffle([self.register[0]], [0])
 
     def along(self, e: Any, c: Any, lanes: int) -> Any:
         """The floats as they stand beside a vector of edges."""

@@ -127,9 +127,9 @@ def resolve(graph: IntegerGraph, name: str) -> str:
 
 
 def is_slice(node: Node) -> bool:
-    """Whether ``columns`` lie side by side."""
-    index = node.attrs["index"]
-    return list(index) == list(range(index[0], index[0] + len(index))) if len(index) else True
+    """Whether there are ``columns``, and they lie side by side."""
+    index = list(node.attrs["index"])
+    return index != [] and index == list(range(index[0], index[0] + len(index)))
 
 
 def gathered(graph: IntegerGraph, name: str) -> str:

@@ -387,10 +387,14 @@ class RowKernel(Kernel):
         def packed(x: Rows) -> int:
             start = self.reserve("float32", size)
 
-            def put(r: Any) -> None:
-                self.each(columns, lambda j: self.save("float32", x.at(r, j, 1), start + r * columns + j))
+            def copy(r: Any) -> None:
+                self.columns(
+                    columns,
+                    False,
+                    lambda j, lanes: self.save("float32", x.at(r, j, lanes), start + r * columns + j, lanes),
+                )
 
-            self.each_row(put)
+            self.each_row(copy)
             return start
 
         starts = [packed(x) for x in operands]

@@ -269,6 +269,25 @@ def gat(
     return factor_scales(m.finish(x, e, alpha))
 
 
+def attention_parts(bits: int, heads: int = 5) -> IntegerGraph:
+    """Of a softmax some heads are weights, and products with others."""
+    m = Maker(bits + 45)
+    x = m.input("x", 2 * heads)
+    g = m.graph(x, "replace")
+    ends = [
+        m.end(m.pick(x, list(range(first, first + heads))), g, side)
+        for first, side in ((0, "src"), (heads, "dst"))
+    ]
+    alpha = m.add("segment_softmax", (m.binary("add", *ends),), (heads,))
+    some = m.pick(alpha, [2, 3])
+    other = m.binary("mul", m.pick(alpha, [0, 1, 2]), m.pick(alpha, [heads - 3, heads - 2, heads - 1]))
+    sums = []
+    for weights, count in ((some, 2), (other, 3)):
+        q = m.quantize(m.reshape(m.linear(x, count * 6, bits), count, 6), bits, SIGNED[bits], "tensor")
+        sums.append(m.reshape(m.spmm(q, g, weights, heads=count), count * 6))
+    return factor_scales(m.finish(*sums))
+
+
 def gatv2(bits: int, heads: int = 3, width: int = 20, features: int = 13, edge: int = 4) -> IntegerGraph:
     """Scores from both ends and the edge, attention on messages that carry the edge too."""
     m = Maker(bits + 40)

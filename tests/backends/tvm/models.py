@@ -44,6 +44,8 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "gat-roots-3": lambda: graphs.gat(8, heads=3, width=5, factored=True, granularity="tensor"),
     "gat-roots-8": lambda: graphs.gat(2, heads=8, width=8, factored=True, granularity="tensor"),
     "gat-roots-24": lambda: graphs.gat(4, heads=24, width=2, factored=True, granularity="tensor"),
+    "attention-parts": lambda: graphs.attention_parts(4),
+    "attention-parts-8": lambda: graphs.attention_parts(8, heads=8),
     "sage-min": lambda: graphs.sage(4, "min", features=12, hidden=40),
     "gatv2-4": lambda: graphs.gatv2(4),
     "gatv2-8": lambda: graphs.gatv2(8, heads=2, width=5),
