@@ -256,6 +256,8 @@ class EdgeSum:
         if self.heads == 1:
             one = prepared(splat(codes.four(quad, count), lanes))
             return lambda _: one
+        # those of few heads are loaded once, where vectors of columns belong to several
+        few = b.let(codes.words(quad, 0, lanes)) if self.heads <= lanes else None
         known: dict[tuple[int, ...], Any] = {}
 
         def of(vector: int) -> Any:
@@ -264,6 +266,8 @@ class EdgeSum:
                 start = pattern[0]
                 if start == pattern[-1]:
                     words = splat(codes.words(quad, start, 1), lanes)
+                elif few is not None:
+                    words = shuffle([few], pattern)
                 else:
                     words = shuffle([codes.words(quad, start, lanes)], [head - start for head in pattern])
                 known[pattern] = prepared(words)
