@@ -278,7 +278,9 @@ def attention_parts(bits: int, heads: int = 5) -> IntegerGraph:
         m.end(m.pick(x, list(range(first, first + heads))), g, side)
         for first, side in ((0, "src"), (heads, "dst"))
     ]
-    alpha = m.add("segment_softmax", (m.binary("add", *ends),), (heads,))
+    # the largest product of two weights stays far above what 127 cannot be divided by
+    logits = m.unary("mul", m.binary("add", *ends), scalar=0.01)
+    alpha = m.add("segment_softmax", (logits,), (heads,))
     some = m.pick(alpha, [2, 3])
     other = m.binary("mul", m.pick(alpha, [0, 1, 2]), m.pick(alpha, [heads - 3, heads - 2, heads - 1]))
     sums = []
