@@ -77,8 +77,10 @@ if TYPE_CHECKING:
 
 EDGE_LEVELS = 127
 """Largest magnitude of an 8-bit edge weight."""
-DEPTH = 8
-"""A softmax of roots raises to this power: they are exponentials of an eighth of logits."""
+SQUARINGS = 3
+"""How often a softmax of roots squares them."""
+DEPTH = 2**SQUARINGS
+"""The power to which it so raises: they are exponentials of an eighth of logits."""
 ONE = "one"
 """The space of one row."""
 

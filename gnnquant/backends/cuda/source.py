@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant import exact_math
-from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
+from gnnquant.integer_graph import EDGE_LEVELS, SQUARINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _horner(coefficients: tuple[float, ...], variable: str) -> str:
     return "\n".join(steps)
 
 
-_SQUARES = "\n".join(["  t = t * t;"] * (DEPTH.bit_length() - 1))
+_SQUARES = "\n".join(["  t = t * t;"] * SQUARINGS)
 PRELUDE = f"""\
 #define GQ static __device__ __forceinline__
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnquant.backends.onnx.state import Codes, float32
-from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
+from gnnquant.integer_graph import EDGE_LEVELS, SQUARINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +162,7 @@ def _segment_softmax(state: State, node: Node, x: str) -> str:
     if node.attrs.get("roots"):
         most = to.op("Div", to.scalar(1.0), largest)
         power = to.op("Mul", flat, to.op("Gather", most, edges.dst, axis=0))
-        for _ in range(DEPTH.bit_length() - 1):
+        for _ in range(SQUARINGS):
             power = to.op("Mul", power, power)
     else:
         power = to.op("Exp", to.op("Sub", flat, to.op("Gather", largest, edges.dst, axis=0)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gnnquant import exact_math
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import DEPTH, EDGE_LEVELS
+from gnnquant.integer_graph import EDGE_LEVELS, SQUARINGS
 from gnnquant.runtime.indexing import check_int32
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def segment_softmax(state: State, node: Node, x: Tensor) -> Tensor:
     largest = _segment_extreme(flat, csr, "max")
     if node.attrs.get("roots"):
         power = flat * (1.0 / largest)[csr.target]
-        for _ in range(DEPTH.bit_length() - 1):
+        for _ in range(SQUARINGS):
             power = power * power
     else:
         power = exact_math.exp(flat - largest[csr.target])

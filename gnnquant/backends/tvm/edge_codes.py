@@ -73,9 +73,9 @@ class EdgeWeights:
         assert self.rows is not None
         return self.rows.at(edge, head, lanes)
 
-    def largest(self, head: Any, lanes: int) -> Any:
-        """The largest weight of the row, which has an edge, for ``lanes`` heads, where it is known."""
-        return self.inlined.largest(self.name, head, lanes) if self.inlined else None
+    def largest(self) -> Callable[[Any, int], Any] | None:
+        """The largest weight of the row, which has an edge, by (head, lanes), where it is known."""
+        return self.inlined.largest(self.name) if self.inlined else None
 
     def along(self, edge: Any, lanes: int) -> Any:
         """The weights of ``lanes`` edges, all of which must exist, for one head."""
@@ -105,9 +105,8 @@ class SourceWeights:
         """The number of the edge's source."""
         return self.rows.at(self.indices[edge], head, lanes)
 
-    def largest(self, head: Any, lanes: int) -> Any:  # noqa: ARG002
+    def largest(self) -> None:
         """It is not known."""
-        return None
 
     def along(self, edge: Any, lanes: int) -> Any:
         """Those of ``lanes`` edges, all of which must exist."""
@@ -218,8 +217,8 @@ class EdgeCodes:
         def each(body: Callable[[Any], None]) -> None:
             kernel.each(self.heads // lanes, lambda i: body(i * lanes))
 
-        if self._known_largest(0) is not None:
-            each(lambda h: self._unit(self._known_largest(h), h, lanes))
+        if known := self._known_largest():
+            each(lambda h: self._unit(known(h, lanes), h, lanes))
             return
         each(lambda h: kernel.save("float32", number(0.0, lanes), ratio + h, lanes))
         with b.loop(degree) as k:
@@ -233,11 +232,11 @@ class EdgeCodes:
             each(compare)
         each(lambda h: self._unit(kernel.load("float32", ratio + h, lanes), h, lanes))
 
-    def _known_largest(self, head: Any) -> Any:
-        """The largest ``|v_e|`` of the row for a vector of heads, where no edge need be looked at."""
+    def _known_largest(self) -> Callable[[Any, int], Any] | None:
+        """The largest ``|v_e|`` of the row by (head, lanes), where no edge need be looked at."""
         if self.weights is None or self.scales is not None or self.scale is not None:
             return None
-        return self.weights.largest(head, self.lanes)
+        return self.weights.largest()
 
     def _unit(self, most: Any, head: Any, lanes: int) -> None:
         kernel = self.kernel
@@ -333,9 +332,9 @@ class EdgeCodes:
         for i in range(count):
             b.store(best, number(0.0, lanes), i)
             b.store(totals, splat(const(0), lanes), i)
-        if self._known_largest(0) is not None:
+        if known := self._known_largest():
             for i in range(count):
-                b.store(best, self._known_largest(i * lanes), i)
+                b.store(best, known(i * lanes, lanes), i)
         else:
             with b.loop(degree) as k:
                 edge = b.let(first + k)

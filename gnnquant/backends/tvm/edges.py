@@ -173,12 +173,12 @@ class EdgeValues:
         softmax = self.softmaxes.get(name)
         return value if softmax is None else product(value, softmax.share.get(0, lanes), lanes)
 
-    def largest(self, name: str, c: Any, lanes: int) -> Any:
-        """The largest of the last row, which has an edge, where it is known: of a softmax; else ``None``."""
+    def largest(self, name: str) -> Callable[[Any, int], Any] | None:
+        """The largest of the last row, which has an edge, by (column, lanes), where it is known."""
         softmax = self.softmaxes.get(name)
         if softmax is None:
             return None
-        return product(softmax.powers.largest(c, lanes), softmax.share.get(c, lanes), lanes)
+        return lambda c, lanes: product(softmax.powers.largest(c, lanes), softmax.share.get(c, lanes), lanes)
 
     def _value(self, name: str, e: Any, c: Any, lanes: int) -> Any:
         value = self._written(name, e, c, lanes)

@@ -23,7 +23,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
 )
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import DEPTH
+from gnnquant.integer_graph import SQUARINGS
 
 
 def exp(x: Any, lanes: int) -> Any:
@@ -47,7 +47,7 @@ def exp(x: Any, lanes: int) -> Any:
 
 def power(t: Any, lanes: int) -> Any:
     """The ``DEPTH``-th power."""
-    for _ in range(DEPTH.bit_length() - 1):
+    for _ in range(SQUARINGS):
         t = bind(t)
         t = product(t, t, lanes)
     return t

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gnnquant.integer_graph import DEPTH, Node, take_name
+from gnnquant.passes.lowering.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -32,11 +33,9 @@ def factor_attention(graph: IntegerGraph) -> IntegerGraph:
     return _Factoring(graph).run()
 
 
-class _Factoring:
+class _Factoring(Rewriter):
     def __init__(self, graph: IntegerGraph) -> None:
-        self.graph = graph
-        self.by_name = {node.name: node for node in graph.nodes}
-        self.names = graph.names()
+        super().__init__(graph)
         self.nodes: list[Node] = []
         self.softmax = ""
 
@@ -59,13 +58,13 @@ class _Factoring:
         """What a softmax gathers from the sources and the destinations of its edges, and the slope."""
         if node.op != "segment_softmax" or node.attrs.get("roots"):
             return None
-        bent = self._behind(node.inputs[0])
+        bent = self.without_reshapes(node.inputs[0])
         if bent.op != "leaky_relu" or not 0 <= bent.attrs["scalar"] <= 1:
             return None
-        total = self._behind(bent.inputs[0])
+        total = self.without_reshapes(bent.inputs[0])
         if total.op != "add" or "scalar" in total.attrs:
             return None
-        ends = [self._behind(name) for name in total.inputs]
+        ends = [self.without_reshapes(name) for name in total.inputs]
         if any(end.op != "gather" or "fill" in end.attrs or end.columns != node.columns for end in ends):
             return None
         found = {end.attrs["index"]: end for end in ends}
@@ -73,12 +72,6 @@ class _Factoring:
         if source is None or destination is None:
             return None
         return source, destination, float(bent.attrs["scalar"])
-
-    def _behind(self, name: str) -> Node:
-        node = self.by_name[name]
-        while node.op == "reshape":
-            node = self.by_name[node.inputs[0]]
-        return node
 
     def _roots(self, end: Node, *factors: float) -> Node:
         """``exp(factor x / DEPTH)`` of the rows x that ``end`` gathers, for one factor after the other."""

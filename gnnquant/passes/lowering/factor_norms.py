@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnquant.integer_graph import ONE, IndexNode, Node, take_name
+from gnnquant.passes.lowering.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -28,11 +29,9 @@ def factor_norms(graph: IntegerGraph) -> IntegerGraph:
     return _Factoring(graph).run()
 
 
-class _Factoring:
+class _Factoring(Rewriter):
     def __init__(self, graph: IntegerGraph) -> None:
-        self.graph = graph
-        self.by_name = {node.name: node for node in graph.nodes}
-        self.names = graph.names()
+        super().__init__(graph)
         self.constants = dict(graph.constants)
         self.index = list(graph.index)
         self.first: list[Node] = []
@@ -57,9 +56,7 @@ class _Factoring:
         """The ``gcn_norm`` that weighs the edges of a sum of codes, where it has two factors."""
         if node.op != "spmm" or len(node.inputs) < 2 or node.attrs["heads"] != 1:
             return None
-        norm = self.by_name[node.inputs[1]]
-        while norm.op == "reshape":
-            norm = self.by_name[norm.inputs[0]]
+        norm = self.without_reshapes(node.inputs[1])
         plain = norm.op == "gcn_norm" and not norm.inputs and norm.attrs["fill"] == 1
         return norm if plain and norm.rows == node.attrs["graph"] else None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnquant.integer_graph import Node, take_name
+from gnnquant.passes.lowering.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph
@@ -27,11 +28,9 @@ def merge_factors(graph: IntegerGraph) -> IntegerGraph:
     return _Merging(graph).run()
 
 
-class _Merging:
+class _Merging(Rewriter):
     def __init__(self, graph: IntegerGraph) -> None:
-        self.graph = graph
-        self.by_name = {node.name: node for node in graph.nodes}
-        self.names = graph.names()
+        super().__init__(graph)
         uses = Counter([*graph.outputs, *(name for node in graph.nodes for name in node.inputs)])
         self.scaled = {node.name: self._rows(node) for node in graph.nodes}
         """What a node multiplies by a number; "" where it does something else."""

@@ -1,0 +1,30 @@
+"""What passes over the row program share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gnnquant.integer_graph import IntegerGraph, Node
+
+
+class Rewriter:
+    """A graph whose row program is written again.
+
+    Attributes:
+        graph: As it was.
+        by_name: Its nodes.
+        names: What is taken, for ``take_name``.
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        self.graph = graph
+        self.by_name = {node.name: node for node in graph.nodes}
+        self.names = graph.names()
+
+    def without_reshapes(self, name: str) -> Node:
+        """The node that has the columns of ``name``."""
+        node = self.by_name[name]
+        while node.op == "reshape":
+            node = self.by_name[node.inputs[0]]
+        return node
