@@ -212,7 +212,7 @@ def _added(seen: _Seen, steps: list[Step], per_step: int) -> list[tuple[float, f
             continue  # of the feature network: part of e_0
         if k == 0 and id(value) in of_features:
             teleport = delta
-        # A skip is added to the result, or goes through the correction alone.
+        # A skip is added to the result, or (that of H_k) goes through the correction alone.
         own[k] += max(1.0, 2 * abs(steps[k].v)) * delta
     if per_step == 1:
         own[0] -= teleport  # without a correction, H_0 is kept for the teleport alone

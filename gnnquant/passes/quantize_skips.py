@@ -37,6 +37,9 @@ class QuantizeSkips(Pass):
         codes, scale = call_module[conv1.skip_quantizer](h)
         y = add(ops.dequantize(codes, scale), conv2(h))
 
+    What is only needed later is computed later, from what is stored. If several values would be stored
+    for it alone, it is computed at once and stored in their stead: a sum, rather than its terms.
+
     The model's own inputs are in memory anyway and stay as they are.
 
     Attributes:
@@ -55,20 +58,89 @@ class QuantizeSkips(Pass):
         inserter = QuantizerInserter(module, self.config, self.bits)
         before = len(inserter.sites)
         stages = _stages(module)
-        needs: dict[fx.Node, set[int]] = {}
-        for node in reversed(list(module.graph.nodes)):
-            if not _is_computed_float(module, node) or inserter.constants.is_constant(node):
-                continue
-            by_user = {user: _need(module, node, user, stages, needs) for user in node.users}
-            needed = set[int]().union(*by_user.values())
-            if len(needed) > 1 and row_gather(node) is None:  # rows are gathered again
-                first = min(needed)
-                later = [user for user, when in by_user.items() if when and first not in when]
+        nodes = [
+            node
+            for node in reversed(list(module.graph.nodes))
+            if _is_computed_float(module, node) and not inserter.constants.is_constant(node)
+        ]
+        unless_stored = _Needs(module, stages)
+        for node in nodes:
+            unless_stored[node] = set().union(*unless_stored.of_users(node).values())
+        needs = _Needs(module, stages)
+        for node in nodes:
+            of_users = needs.of_users(node)
+            needed = set[int]().union(*of_users.values())
+            first = min(needed, default=stages[node])
+            if first > stages[node] and _stands_for_several(inserter, node, unless_stored):
+                first = stages[node]
+            if needed - {first} and row_gather(node) is None:  # rows are gathered again
+                later = [user for user, when in of_users.items() if when and first not in when]
                 if _store(inserter, node, later):
                     needed = {first}
             needs[node] = needed
         inserter.finish()
         return PassResult(len(inserter.sites) - before, tuple(inserter.notes))
+
+
+class _Needs(dict["fx.Node", set[int]]):
+    """The stages at which each float value is needed, filled in from the last value to the first."""
+
+    def __init__(self, module: fx.GraphModule, stages: Mapping[fx.Node, int]) -> None:
+        super().__init__()
+        self._module = module
+        self.stages = stages
+
+    def of_users(self, value: fx.Node) -> dict[fx.Node, set[int]]:
+        """The stages at which each user of ``value`` needs it."""
+        return {user: self._of_user(value, user) for user in value.users}
+
+    def _of_user(self, value: fx.Node, user: fx.Node) -> set[int]:
+        known = self.stages[value]
+        if user.target is select_mode and value is not user.args[1]:
+            return {known}  # train mode alone reads it, and nothing is compiled for that
+        if user in self:
+            return {known} if _is_heavy(user) else self[user]
+        if user.op == "output" or _is_quantizer(self._module, user) or _is_heavy(user):
+            return {known}
+        return set()
+
+
+def _stands_for_several(inserter: QuantizerInserter, node: fx.Node, needs: _Needs) -> bool:
+    """Whether several values of its stage would be stored for ``node`` alone, not all of them anyway.
+
+    Args:
+        inserter: What knows which values have codes.
+        node: A value that is only needed later.
+        needs: Where each value is needed, unless any is stored.
+    """
+    stage = needs.stages[node]
+    stored: set[fx.Node] = set()
+    between, waiting = {node}, [node]
+    while waiting:
+        for operand in waiting.pop().all_input_nodes:
+            if operand not in needs or needs.stages[operand] != stage:
+                continue
+            if stage in needs[operand]:
+                stored.add(operand)
+            elif operand not in between:
+                between.add(operand)
+                waiting.append(operand)
+    own = stored | between
+    others = (
+        when - {stage}
+        for value in own - {node}
+        for user, when in needs.of_users(value).items()
+        if user not in own
+    )
+    if len(stored) < 2 or any(others):
+        return False
+    return any(_codes(inserter, value) is None for value in stored)
+
+
+def _codes(inserter: QuantizerInserter, value: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Codes of ``value`` that are as wide as those of a skip, if it has them anyway."""
+    spec = inserter.spec(inserter.namer.skip(value), "skip", value)
+    return None if spec.bits is None else inserter.existing(value, spec.bits)
 
 
 def _store(inserter: QuantizerInserter, value: fx.Node, users: list[fx.Node]) -> bool:
@@ -78,8 +150,7 @@ def _store(inserter: QuantizerInserter, value: fx.Node, users: list[fx.Node]) ->
     if not spec.enabled:
         inserter.notes.append(f"{name}: switched off")
         return False
-    assert spec.bits is not None
-    codes, scale = inserter.existing(value, spec.bits) or inserter.quantize(value, name, "skip", spec)
+    codes, scale = _codes(inserter, value) or inserter.quantize(value, name, "skip", spec)
     restored = inserter.dequantize(value, codes, scale)
     for user in users:
         user.replace_input_with(value, restored)
@@ -123,20 +194,3 @@ def _is_computed_float(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_quantizer(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), Quantizer)
-
-
-def _need(
-    module: fx.GraphModule,
-    value: fx.Node,
-    user: fx.Node,
-    stages: Mapping[fx.Node, int],
-    needs: Mapping[fx.Node, set[int]],
-) -> set[int]:
-    """Stages at which ``user`` needs ``value``."""
-    if user.target is select_mode and value is not user.args[1]:
-        return {stages[value]}  # train mode alone reads it, and nothing is compiled for that
-    if user in needs:
-        return {stages[value]} if _is_heavy(user) else needs[user]
-    if user.op == "output" or _is_quantizer(module, user) or _is_heavy(user):
-        return {stages[value]}
-    return set()

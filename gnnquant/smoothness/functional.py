@@ -38,6 +38,26 @@ def laplacian_quadratic_form(h: Tensor, edge_index: Tensor, edge_weight: Tensor)
     return h.square().sum() - neighbours
 
 
+def adjacency_product(h: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+    """``A h`` for the operator ``A`` given by its edges: each node's sum over those that end there.
+
+    It is meant for reports: where a gradient is asked for, autograd keeps O(E F).
+
+    Args:
+        h: Node features [N, F], floating point.
+        edge_index: Edges [2, E], int64.
+        edge_weight: Entries of ``A`` [E], in the dtype of ``h``.
+
+    Returns:
+        [N, F], in the dtype of ``h``.
+    """
+    out = torch.zeros_like(h)
+    for block in _blocks(edge_index.size(1), h.size(-1)):
+        source, target = edge_index[:, block]
+        out = out.index_add(0, target, edge_weight[block].unsqueeze(-1) * h.index_select(0, source))
+    return out
+
+
 def dirichlet_energy(h: Tensor, edge_index: Tensor) -> Tensor:
     """Mean over the edges of ``1/2 |u_i - u_j|^2``, where ``u_i = h_i / |h_i|``.
 

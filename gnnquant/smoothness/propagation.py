@@ -16,6 +16,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from gnnquant.errors import InputError
 from gnnquant.smoothness.functional import (
+    adjacency_product,
     dirichlet_energy,
     laplacian_quadratic_form,
     mean_neighbour_distance,
@@ -42,15 +43,16 @@ class SmoothnessConstraint(nn.Module):
         lam <- lam + eta_lam (v + s^2 - bound),      kept within [0, limit]
 
     so that the multiplier rises while the bound is broken and falls while it holds. The method as
-    published ascends on ``lam (bound - s^2 - v)``: with ``rising=False`` both signs are turned.
+    published ascends on ``lam (bound - s^2 - v)``: for updates other than ``"descent"`` both signs
+    are turned.
 
     Attributes:
         budget: Bound of the quadratic form, per edge.
         multiplier_lr: Step of the multiplier's ascent (eta_lam).
         slack_lr: Step of the slack's descent (eta_s).
         limit: Largest multiplier.
-        rising: Whether the multiplier rises while the bound is broken.
-        correction: Coefficient of ``rough`` in the step's correction, per unit of the multiplier.
+        update: What the step's correction is: see ``SmoothPropagation``.
+        correction: Coefficient of ``L D`` or ``A~ D`` in it, per unit of the multiplier.
         reporting: Whether energy and distance are measured too, and everything also in eval mode.
         multiplier: lambda >= 0, scalar buffer.
         slack: s, scalar buffer.
@@ -76,8 +78,8 @@ class SmoothnessConstraint(nn.Module):
         slack_lr: float = 1e-5,
         initial: float = 1e-3,
         limit: float = math.inf,
-        rising: bool = True,
-        correction: float = 0.0,
+        update: Update = "descent",
+        eta: float = 0.0,
     ) -> None:
         super().__init__()
         self.budget = budget
@@ -85,8 +87,8 @@ class SmoothnessConstraint(nn.Module):
         self.slack_lr = slack_lr
         self.initial = initial
         self.limit = limit
-        self.rising = rising
-        self.correction = correction
+        self.update = update
+        self.correction = -2 * eta if update == "descent" else 2 * eta
         self.reporting = False
         for name in ("multiplier", "slack"):
             self.register_buffer(name, torch.zeros(()))
@@ -99,15 +101,14 @@ class SmoothnessConstraint(nn.Module):
         self.multiplier.fill_(min(self.initial, self.limit))
         self.slack.fill_(self.initial)
 
-    def forward(
-        self, d: Tensor, pulled: Tensor, rough: Tensor, edge_index: Tensor, edge_weight: Tensor
-    ) -> Tensor:
+    def forward(self, d: Tensor, pulled: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
         """The multiplier for this step; in training mode, updated afterwards.
+
+        Reports are of the step's result without the rounding of its correction's messages.
 
         Args:
             d: Change of the features in this step [N, F].
             pulled: Features after the step, before the correction [N, F].
-            rough: What the correction is a multiple of [N, F].
             edge_index: Edges [2, E] with self-loops, int64.
             edge_weight: Entries of the normalised adjacency [E].
 
@@ -122,7 +123,10 @@ class SmoothnessConstraint(nn.Module):
             self.value.copy_(laplacian_quadratic_form(d, edge_index, edge_weight))
             self.bound.fill_(self.budget * edge_index.size(1))
             if self.reporting:
-                h = pulled + self.correction * multiplier * rough
+                direction = adjacency_product(d, edge_index, edge_weight)
+                if self.update != "adjacency":
+                    direction = d - direction
+                h = pulled + self.correction * multiplier * direction
                 self.energy.copy_(dirichlet_energy(h, edge_index))
                 self.distance.copy_(mean_neighbour_distance(h, edge_index))
             if self.training:
@@ -131,7 +135,7 @@ class SmoothnessConstraint(nn.Module):
 
     def _update(self) -> None:
         """One step of the multiplier method from ``value`` and ``bound``."""
-        sign = 1 if self.rising else -1
+        sign = 1 if self.update == "descent" else -1
         violation = self.value + self.slack.square() - self.bound
         self.slack.add_(-2 * sign * self.slack_lr * self.multiplier * self.slack)
         self.multiplier.add_(sign * self.multiplier_lr * violation).clamp_(min=0, max=self.limit)
@@ -223,17 +227,16 @@ class SmoothPropagation(MessagePassing):
         self.mu = mu
         self.eta = eta
         self.add_self_loops = add_self_loops
-        self.update_form = update
-        descent = update == "descent"
+        self.update_form: Update = update
         self.constraints = nn.ModuleList(
             SmoothnessConstraint(
                 budget=budget,
                 multiplier_lr=multiplier_lr,
                 slack_lr=slack_lr,
                 initial=initial,
-                limit=mu / (2 * eta * (1 + 2 * mu)) if descent else math.inf,
-                rising=descent,
-                correction=-2 * eta if descent else 2 * eta,
+                limit=mu / (2 * eta * (1 + 2 * mu)) if update == "descent" else math.inf,
+                update=update,
+                eta=eta,
             )
             for _ in range(K)
         )
@@ -272,11 +275,11 @@ class SmoothPropagation(MessagePassing):
             if keep != 0:
                 pulled = pulled + keep * h
             d = pulled - h
-            rough = self.propagate(edge_index, x=d, edge_weight=weight)
+            factor = constraint.correction * constraint(d, pulled, edge_index, weight)
             if self.update_form != "adjacency":
-                rough = d - rough
-            multiplier = constraint(d, pulled, rough, edge_index, weight)
-            h = pulled + constraint.correction * multiplier * rough
+                # D's own part, before its sum over edges: one value to keep meanwhile, not two.
+                pulled, factor = pulled + factor * d, -factor
+            h = pulled + factor * self.propagate(edge_index, x=d, edge_weight=weight)
         return h
 
     def message(self, x_j: Tensor, edge_weight: Tensor) -> Tensor:

@@ -184,6 +184,40 @@ def test_skips_do_not_depend_on_the_number_of_edges(edges: int) -> None:
     assert [site.name for site in q.sites.values() if site.kind == "skip"] == ["lin.skip"]
 
 
+@pytest.mark.parametrize(
+    ("bits", "read_again", "stored"),
+    [
+        (4, False, ["a.skip"]),  # the sum
+        (
+            4,
+            True,
+            ["a.skip", "a.skip_1"],
+        ),  # its terms, since one is read again: both are stored, and added later
+        (8, False, []),  # both have codes of 8 bits anyway
+    ],
+)
+def test_a_sum_is_stored_rather_than_its_terms(bits: int, read_again: bool, stored: list[str]) -> None:
+    class Terms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(K, K), nn.Linear(K, K), nn.Linear(K, K)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            first = self.a(x).relu()
+            second = first.tanh()
+            both = first - 0.5 * second
+            later = self.b(first) + self.c(second) + both
+            return later * first if read_again else later
+
+    q = _converted(Terms(), inputs(), bits=bits)
+    assert sorted(site.name for site in q.sites.values() if site.kind == "skip") == stored
+    _trains(q, inputs())
+    q.eval()
+    compiled = gnnquant.compile(q, target="reference")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs()), q(*inputs()), rtol=1e-4, atol=1e-4)
+
+
 def test_a_path_of_train_mode_only_is_calibrated() -> None:
     model = gnn.PMLP(K, 8, 5, 2, dropout=0.5)
     q = _converted(model, inputs())
