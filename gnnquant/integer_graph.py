@@ -29,7 +29,7 @@ Quantized values (op ``quantize``)
 
         stat  = max_j |v_j|   (zero2 > 0)    or    max(0, max_j v_j)   (zero2 == 0)
         s     = stat * factor              (granularity "row")   or   s = scale   ("tensor")
-        inv   = 1 / s  where s > 0, else 0
+        inv   = 1 / s  where s >= SMALLEST, else 0
         t_j   = v_j * inv
         u_j   = clamp(r(t_j) + (zero2 + 1) // 2, 0, 2^bits - 1)
 
@@ -49,7 +49,7 @@ spmm (x quantized, optional weight a [E, heads]) -> float, reduce "sum" or "mean
 
         v_e = a_e * s_j(e)                (s alone without weights; a alone with attrs["unscaled"])
         m   = max_e |v_e|
-        r   = 127 / m  where m > 0, else 0
+        r   = 127 / m  where m >= SMALLEST, else 0
         e8  = round_half_even(v_e * r)    an 8-bit edge weight
         acc = sum_e e8 * (2 u_j(e) - zero2)      (exact integer, however large the degree)
         y   = f32(acc) * (m * f32(0.5 / 127))    then, for "mean",  y / f32(max(degree, 1))
@@ -77,6 +77,8 @@ if TYPE_CHECKING:
 
 EDGE_LEVELS = 127
 """Largest magnitude of an 8-bit edge weight."""
+SMALLEST = 2.0**-120
+"""Scales and weights below are taken for 0: ``EDGE_LEVELS`` over them might be infinite."""
 SQUARINGS = 3
 """How often a softmax of roots squares them."""
 DEPTH = 2**SQUARINGS

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnquant.integer_graph import SMALLEST
+
 FOUR_LEVELS = 3
 """``zero2`` of the grid -1.5, -0.5, 0.5, 1.5."""
 
@@ -32,8 +34,8 @@ def widened(value: Tensor) -> Tensor:
 
 
 def inverse_scale(scale: Tensor) -> Tensor:
-    """``1 / scale``, and 0 where the scale is 0 (a row of zeros)."""
-    return torch.where(scale > 0, scale.clamp(min=1e-38).reciprocal(), torch.zeros_like(scale))
+    """``1 / scale``, and 0 where the scale is below ``SMALLEST`` (a row of zeros)."""
+    return torch.where(scale >= SMALLEST, scale.clamp(min=SMALLEST).reciprocal(), torch.zeros_like(scale))
 
 
 def centred_codes(value: Tensor, scale: Tensor, bits: int, zero2: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant import exact_math
-from gnnquant.integer_graph import EDGE_LEVELS, SQUARINGS
+from gnnquant.integer_graph import EDGE_LEVELS, SMALLEST, SQUARINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ template <int BITS> GQ int gq_code(const unsigned char* codes, unsigned long lon
 // maximum and minimum keep a NaN that they have seen
 GQ float gq_larger(float x, float y) {{ return y > x || y != y ? y : x; }}
 GQ float gq_smaller(float x, float y) {{ return y < x || y != y ? y : x; }}
-GQ float gq_inverse(float x, float numerator) {{ return x > 0.0f ? numerator / x : 0.0f; }}
+GQ float gq_inverse(float x, float numerator) {{ return x >= {literal(SMALLEST)} ? numerator / x : 0.0f; }}
 
 template <int BITS, int ZERO2> GQ int gq_quantize(float v, float inverse) {{
   const float t = v * inverse;

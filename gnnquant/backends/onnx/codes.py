@@ -16,6 +16,7 @@ import numpy as np
 
 from gnnquant.backends.onnx.containers import value_container, weight_container
 from gnnquant.backends.onnx.state import Codes, float32
+from gnnquant.integer_graph import SMALLEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +37,10 @@ def _quantize(state: State, node: Node, x: str) -> Codes:
     else:
         value = float32(attrs["scale"])
         scale = to.scalar(value)
-        if not container.half and value > 0:
+        if not container.half and value >= SMALLEST:
             codes = _store(state, x, container, value)
             return Codes(_integers(state, codes, container), scale, node.shape, False, container, codes)
-        inverse = np.float32(1) / np.float32(value) if value > 0 else np.float32(0)
+        inverse = np.float32(1) / np.float32(value) if value >= SMALLEST else np.float32(0)
         codes = _store(state, to.op("Mul", x, to.scalar(inverse)), container)
     return Codes(_integers(state, codes, container), scale, node.shape, per_row, container)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from gnnquant.integer_graph import ONE
+from gnnquant.integer_graph import ONE, SMALLEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,8 +214,8 @@ class State:
         return self._cache[key]
 
     def inverse(self, value: str, numerator: float = 1.0) -> str:
-        """``numerator / value`` where ``value > 0``, else 0."""
-        positive = self.to.op("Greater", value, self.to.scalar(0.0))
+        """``numerator / value`` where ``value >= SMALLEST``, else 0."""
+        positive = self.to.op("GreaterOrEqual", value, self.to.scalar(SMALLEST))
         quotient = self.to.op("Div", self.to.scalar(numerator), value)
         return self.to.op("Where", positive, quotient, self.to.scalar(0.0))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gnnquant import exact_math
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import EDGE_LEVELS, SQUARINGS
+from gnnquant.integer_graph import EDGE_LEVELS, SMALLEST, SQUARINGS
 from gnnquant.runtime.indexing import check_int32
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def _scalar(value: float) -> Tensor:
 
 
 def _inverse(value: Tensor, numerator: float = 1.0) -> Tensor:
-    """``numerator / value`` where ``value > 0``, else 0; one rounding."""
-    positive = value > 0
-    safe = torch.where(positive, value, torch.ones(()))
-    return torch.where(positive, torch.full_like(safe, numerator) / safe, torch.zeros(()))
+    """``numerator / value`` where ``value >= SMALLEST``, else 0; one rounding."""
+    large = value >= SMALLEST
+    safe = torch.where(large, value, torch.ones(()))
+    return torch.where(large, torch.full_like(safe, numerator) / safe, torch.zeros(()))
 
 
 def _sqrt(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gnnquant.backends.tvm import maths
 from gnnquant.backends.tvm.context import LINE, StoredCodes, fail
 from gnnquant.backends.tvm.emit import (
     bind,
@@ -34,7 +35,7 @@ from gnnquant.backends.tvm.partition import resolve
 from gnnquant.backends.tvm.stream import Stream
 from gnnquant.backends.tvm.values import Codes, Rows
 from gnnquant.backends.tvm.watch import Watch
-from gnnquant.integer_graph import ONE
+from gnnquant.integer_graph import ONE, SMALLEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,7 +175,7 @@ def _fixed_scale(kernel: RowKernel, node: Node) -> tuple[Callable[[Any], Any], C
     """The scale that all rows have: how to read it, and its inverse."""
     value = np.float32(node.attrs["scale"])
     scale = kernel.learned(value)
-    inverse = kernel.learned(np.float32(1) / value if value > 0 else 0.0)
+    inverse = kernel.learned(np.float32(1) / value if value >= SMALLEST else 0.0)
     return lambda _: scale(), lambda _: inverse()
 
 
@@ -192,7 +193,7 @@ def _row_scale(
         write(r, scale)
         if watched:
             kernel.b.store(kernel.buffer(_watch(kernel, node)), scale, kernel.base + r)
-        return choose(scale > number(0.0), number(1.0) / scale, number(0.0))
+        return maths.inverse(scale, 1.0, 1)
 
     return read, inverse
 

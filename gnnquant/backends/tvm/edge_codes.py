@@ -27,8 +27,9 @@ from gnnquant.backends.tvm.emit import (
     unary,
 )
 from gnnquant.backends.tvm.layout import round_up, vector_lanes
+from gnnquant.backends.tvm.maths import inverse
 from gnnquant.backends.tvm.partition import resolve
-from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.integer_graph import EDGE_LEVELS, SMALLEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,9 +242,8 @@ class EdgeCodes:
     def _unit(self, most: Any, head: Any, lanes: int) -> None:
         kernel = self.kernel
         most = kernel.b.let(most)
-        zero = number(0.0, lanes)
         kernel.save("float32", most * number(float(UNIT), lanes), self.unit + head, lanes)
-        ratio = choose(most > zero, number(EDGE_LEVELS, lanes) / most, zero)
+        ratio = inverse(most, EDGE_LEVELS, lanes)
         kernel.save("float32", ratio, self.ratio + head, lanes)
 
     def whole(self, first: Any, degree: Any, *, summed: bool) -> None:
@@ -532,7 +532,7 @@ class _PerRow:
 
 def _constant_weight(scale: Any) -> tuple[int, Any]:
     """The 8-bit weight of every edge, and its unit, where all edges weigh ``scale``."""
-    if not scale > 0:
+    if scale < SMALLEST:
         return 0, np.float32(0)
     ratio = np.float32(EDGE_LEVELS) / scale
     return int(np.rint(scale * ratio)), scale * UNIT

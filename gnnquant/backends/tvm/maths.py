@@ -23,7 +23,7 @@ from gnnquant.backends.tvm.emit import (
     unary,
 )
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import SQUARINGS
+from gnnquant.integer_graph import SMALLEST, SQUARINGS
 
 
 def exp(x: Any, lanes: int) -> Any:
@@ -43,6 +43,11 @@ def exp(x: Any, lanes: int) -> Any:
     biased = cast(k, "int32", lanes) + splat(const(127), lanes)
     power = reinterpret(shift_left(biased, 23, "int32", lanes), "float32", lanes)
     return product(y, power, lanes)
+
+
+def inverse(x: Any, numerator: float, lanes: int) -> Any:
+    """``numerator / x`` where ``x >= SMALLEST``, else 0."""
+    return choose(x >= number(SMALLEST, lanes), number(numerator, lanes) / x, number(0.0, lanes))
 
 
 def power(t: Any, lanes: int) -> Any:

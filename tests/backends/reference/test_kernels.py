@@ -430,8 +430,8 @@ def test_models_equal_the_oracle(name: str) -> None:
     """Whole models, interpreted twice: in torch here, in numpy by an oracle that shares no code."""
     graph = graph_of(name)
     model = CompiledModel(ReferenceExecutor(graph), graph, {})
-    for nodes, edges in ((0, 0), (1, 4), (13, 40), (60, 300)):
-        inputs = graphs.values(graph, nodes, edges)
+    calls = [graphs.values(graph, *size) for size in ((0, 0), (1, 4), (13, 40), (60, 300))]
+    for inputs in calls + [graphs.faint(graph)] * (name in graphs.FAINT):
         got = model(**inputs)
         got = got if isinstance(got, tuple) else (got,)
         for output, wanted in zip(got, Oracle(graph, inputs).outputs(), strict=True):

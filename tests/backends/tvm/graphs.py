@@ -533,3 +533,26 @@ def values(graph: IntegerGraph, nodes: int, edges: int, seed: int = 1) -> dict[s
             value[rows // 3 :: 7] *= 100
         found[item.name] = value.astype(np.float32)
     return found
+
+
+FAINT = (
+    "gcn-2",
+    "gcn-8",
+    "gcn-tensor-8",
+    "gcn-weighted",
+    "gcn-tensor-weighted",
+    "gat-8",
+    "gat-weighted",
+    "edges-8",
+)
+"""Models whose inputs may be next to nothing."""
+
+
+def faint(graph: IntegerGraph) -> dict[str, NDArray[Any]]:
+    """Inputs of which one row after the other is smaller, through subnormal numbers down to zero."""
+    found = values(graph, 60, 300)
+    for name, value in found.items():
+        if value.dtype == np.float32:
+            down = np.float32(2) ** -(4 * (np.arange(len(value)) % 40))
+            found[name] = value * down.astype(np.float32).reshape(-1, *[1] * (value.ndim - 1))
+    return found

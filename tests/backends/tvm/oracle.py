@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gnnquant.runtime.plan import Plan
 
 F = np.float32
+LEAST = F(2.0**-120)
 
 
 def csr(edge_index: NDArray[np.int64], nodes: int, loops: str) -> tuple[Any, Any, Any]:
@@ -302,7 +303,7 @@ class Oracle:
             s = (stat * F(a["factor"])).astype(F)
         else:
             s = np.full(len(x), a["scale"], dtype=F)
-        inverse = np.where(s > 0, F(1) / np.where(s > 0, s, F(1)), F(0)).astype(F)
+        inverse = np.where(s >= LEAST, F(1) / np.where(s >= LEAST, s, F(1)), F(0)).astype(F)
         t = flat * inverse[:, None]
         r = np.floor(t) if zero2 % 2 else np.rint(t)
         u = np.clip(r.astype(np.float64) + (zero2 + 1) // 2, 0, levels).astype(np.int64)
@@ -343,7 +344,7 @@ class Oracle:
                 v = np.ones_like(v)
             v = np.repeat(v, heads, 1) if weight is None else weight[of].reshape(-1, heads) * v
             m = np.abs(v).max(0)
-            r = np.where(m > 0, F(127) / np.where(m > 0, m, F(1)), F(0)).astype(F)
+            r = np.where(m >= LEAST, F(127) / np.where(m >= LEAST, m, F(1)), F(0)).astype(F)
             e8 = np.rint(v * r).astype(np.int64)
             total = (e8[:, :, None] * doubled[source[part]]).sum(0)
             out[row] = total.astype(F) * (m * F(0.5 / 127))[:, None]

@@ -43,12 +43,13 @@ HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAG
 
 def check(name: str, sizes: Any = SIZES, threads: int = 1, mcpu: str = "") -> None:
     graph, library = graph_of(name), Library(built(name, threads, mcpu))
-    for nodes, edges in sizes:
-        inputs = graphs.values(graph, nodes, edges)
+    calls = [graphs.values(graph, *size) for size in sizes]
+    for inputs in calls + [graphs.faint(graph)] * (name in graphs.FAINT):
         oracle = Oracle(graph, inputs)
         got = library.run(inputs)
+        where = f"of {len(inputs['x'])} rows"
         for output, value, expected in zip(graph.outputs, got, oracle.outputs(), strict=True):
-            np.testing.assert_array_equal(value, expected, strict=True, err_msg=f"{output} of {nodes} nodes")
+            np.testing.assert_array_equal(value, expected, strict=True, err_msg=f"{output} {where}")
 
 
 @pytest.mark.parametrize("name", MODELS)
