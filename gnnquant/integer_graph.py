@@ -64,7 +64,7 @@ Everything else is float32 (see ``OPS``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -358,13 +358,16 @@ class IntegerGraph:
     result: Any = None
     weights: dict[str, PackedWeight] = field(default_factory=dict)
     constants: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Node:
         """The node called ``name``."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        place = self._places.get(name, len(self.nodes))
+        if place >= len(self.nodes) or self.nodes[place].name != name:
+            # never asked for, or the list has changed since
+            self._places = {node.name: place for place, node in enumerate(self.nodes)}
+            place = self._places[name]
+        return self.nodes[place]
 
     def names(self) -> set[str]:
         """What values of both programs and constants are called, for :func:`take_name`."""
@@ -464,6 +467,22 @@ class IntegerGraph:
         for operand, rows in zip(operands, wanted, strict=False):
             fits = operand.rows in (rows, ONE)
             _check(fits, node.name, f"reads {operand.name!r} with rows {operand.rows!r}, not {rows!r}")
+
+
+class NodesByName(Protocol):
+    """An ``IntegerGraph``, or a dictionary of its nodes."""
+
+    def __getitem__(self, name: str, /) -> Node:
+        """The node called ``name``."""
+        ...
+
+
+def origin(nodes: NodesByName, name: str, *through: str) -> Node:
+    """The node that ``name`` shows, ``through`` operations like ``"reshape"`` and ``"gather"``."""
+    node = nodes[name]
+    while node.op in through:
+        node = nodes[node.inputs[0]]
+    return node
 
 
 def _check(condition: bool, name: str, wrong: str) -> None:

@@ -46,6 +46,17 @@ def test_codes_agree_site_by_site(name: str, bits: int) -> None:
         assert float((difference > 0).float().mean()) <= 0.001, site
 
 
+def test_nodes_are_found_by_name_in_a_program_that_changes() -> None:
+    graph = lower(converted("gcn", 2))
+    first, *others = graph.nodes
+    assert graph[first.name] is first
+    graph.nodes = [*others, first]
+    assert all(graph[node.name] is node for node in (first, *others))
+    graph.nodes.pop()
+    with pytest.raises(KeyError):
+        graph[first.name]
+
+
 def test_weights_are_packed_at_their_width() -> None:
     """A 2-bit weight takes 2 bits."""
     graph = lower(converted("gcn", 2))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.placement import placed
 from gnnquant.errors import BackendError
+from gnnquant.integer_graph import origin
 from gnnquant.runtime.plan import Call, Plan
 
 if TYPE_CHECKING:
@@ -121,10 +122,7 @@ def generate(graph: IntegerGraph) -> Program:
 
 def _check_outputs(values: Values) -> None:
     for name in values.graph.outputs:
-        node = values.nodes[name]
-        while node.op in ("gather", "reshape"):
-            node = values.nodes[node.inputs[0]]
-        if node.op == "quantize":
+        if origin(values.nodes, name, "reshape", "gather").op == "quantize":
             raise BackendError(f"cuda backend: the output {name!r} is quantized, not float")
 
 

@@ -11,7 +11,7 @@ from gnnquant.backends.cuda import products, sums
 from gnnquant.backends.cuda.source import literal
 from gnnquant.backends.cuda.together import LANES, WarpKernel
 from gnnquant.backends.cuda.values import stride
-from gnnquant.integer_graph import ONE
+from gnnquant.integer_graph import ONE, origin
 
 if TYPE_CHECKING:
     from gnnquant.backends.cuda.groups import Group
@@ -139,9 +139,7 @@ def _stage(values: Values, kernel: WarpKernel, name: str, columns: int) -> None:
 
 def _input_of(values: Values, name: str) -> str:
     """The float input that the value ``name`` is, all of it; "": none."""
-    node = values.nodes[name]
-    while node.op == "reshape":
-        node = values.nodes[node.inputs[0]]
+    node = origin(values.nodes, name, "reshape")
     if node.op != "input" or node.rows == ONE:
         return ""
     given: str = node.attrs["input"]

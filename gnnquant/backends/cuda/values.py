@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import ELEMENTWISE, ONE
+from gnnquant.integer_graph import ELEMENTWISE, ONE, origin
 from gnnquant.runtime.indexing import EDGE_PARTS
 from gnnquant.runtime.plan import Buffer
 
@@ -245,9 +245,7 @@ class Values:
 
     def quantizer(self, name: str, reader: Node) -> Node:
         """The ``quantize`` whose codes ``name`` holds, its own rows or gathered ones."""
-        node = self.nodes[name]
-        while node.op == "gather":
-            node = self.nodes[node.inputs[0]]
+        node = origin(self.nodes, name, "gather")
         if node.op != "quantize":
             raise refuse(reader, f"{name!r} has floats where codes are expected")
         return node

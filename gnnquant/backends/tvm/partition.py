@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gnnquant.errors import BackendError
-from gnnquant.integer_graph import ELEMENTWISE, IndexNode
+from gnnquant.integer_graph import ELEMENTWISE, IndexNode, origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,10 +120,7 @@ def written_in_place(stage: Stage, name: str) -> bool:
 
 def resolve(graph: IntegerGraph, name: str) -> str:
     """``name`` without reshapes: the node that has its columns."""
-    node = graph[name]
-    while node.op == "reshape":
-        node = graph[node.inputs[0]]
-    return node.name
+    return origin(graph, name, "reshape").name
 
 
 def is_slice(node: Node) -> bool:
@@ -134,10 +131,7 @@ def is_slice(node: Node) -> bool:
 
 def gathered(graph: IntegerGraph, name: str) -> str:
     """``name`` without reshapes and gathers: the node whose rows it selects."""
-    node = graph[name]
-    while node.op in ("reshape", "gather"):
-        node = graph[node.inputs[0]]
-    return node.name
+    return origin(graph, name, "reshape", "gather").name
 
 
 def weighed_rows(graph: IntegerGraph) -> dict[str, list[str]]:

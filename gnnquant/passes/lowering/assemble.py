@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gnnquant.integer_graph import ONE, IndexNode, IntegerGraph, Node, take_name
+from gnnquant.integer_graph import ONE, IndexNode, IntegerGraph, Node, origin, take_name
 from gnnquant.passes.lowering.program import SIZES
 
 if TYPE_CHECKING:
@@ -426,10 +426,7 @@ class _Assembler:
         return self._version(name, order)
 
     def _single(self, name: str) -> str:
-        node = self.program.nodes[name]
-        while node.op == "expand":
-            node = self.program.nodes[node.inputs[0]]
-        return self._versions[node.name, GIVEN]
+        return self._versions[origin(self.program.nodes, name, "expand").name, GIVEN]
 
     def _version(self, name: str, order: str) -> str:
         """A value in an order; moved there where it is not."""

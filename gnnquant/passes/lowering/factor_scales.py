@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gnnquant.integer_graph import take_name
+from gnnquant.integer_graph import origin, take_name
 
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph, Node
@@ -23,9 +23,7 @@ def factor_scales(graph: IntegerGraph) -> IntegerGraph:
     def scale(node: Node) -> float | None:
         if node.op != "spmm" or len(node.inputs) < 2 or node.attrs.get("unscaled"):
             return None
-        quantizer = by_name[node.inputs[0]]
-        while quantizer.op in ("reshape", "gather"):
-            quantizer = by_name[quantizer.inputs[0]]
+        quantizer = origin(by_name, node.inputs[0], "reshape", "gather")
         return quantizer.attrs["scale"] if quantizer.attrs["granularity"] == "tensor" else None
 
     nodes: list[Node] = []

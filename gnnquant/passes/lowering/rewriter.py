@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gnnquant.integer_graph import origin
+
 if TYPE_CHECKING:
     from gnnquant.integer_graph import IntegerGraph, Node
 
@@ -24,7 +26,4 @@ class Rewriter:
 
     def without_reshapes(self, name: str) -> Node:
         """The node that has the columns of ``name``."""
-        node = self.by_name[name]
-        while node.op == "reshape":
-            node = self.by_name[node.inputs[0]]
-        return node
+        return origin(self.by_name, name, "reshape")
