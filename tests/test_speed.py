@@ -208,7 +208,7 @@ def test_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Models are compiled, saved, loaded and compared with what was noted of them."""
     data = zoo.random_graph(60, 300, seed=1)
     monkeypatch.setattr(elsewhere, "load", lambda name: (data.x, data.edge_index, 5))
-    run = elsewhere.ShippedRun("gcn64", "Cora", 1, seconds=0.01, folder=str(tmp_path))
+    run = elsewhere.ShippedRun("gcn64", "Cora", 1, seconds=0.01, messages=False, folder=str(tmp_path))
     elsewhere.build(tmp_path, [run], {"kind": "llvm", "mcpu": "x86-64-v3"})
     rows = elsewhere.perform(run)["rows"]
     assert all(rows[name]["median"] > 0 for name in (SORTED, *OWN.values()))

@@ -1,4 +1,4 @@
-"""Runs kernels on memory that ends, or begins, where nothing may be read: ``python -m ... after gcn-8``.
+"""Runs kernels on memory guarded before and behind arrays: ``python -m tests.backends.tvm.guarded gcn-8``.
 
 A process of its own, because a kernel that reads past its inputs ends it.
 """
@@ -58,8 +58,8 @@ class Guarded(Memory):
             assert (after == 0xA5).all(), "written behind an array"
 
 
-def run(name: str, side: str, threads: int) -> None:
-    """Compare one model with the oracle, on guarded memory."""
+def run(name: str, threads: int) -> None:
+    """Compare one model with the oracle, on memory guarded before and after arrays."""
     model = built(name, threads)
     calls = [graphs.values(graph_of(name), *size) for size in SIZES]
     if "z" in calls[0]:
@@ -71,24 +71,24 @@ def run(name: str, side: str, threads: int) -> None:
             }
         )
     for inputs in calls:
-        oracle = Oracle(graph_of(name), inputs)
-        memory = Guarded(side)
-        got = Library(model, memory).run(inputs)
-        for value, expected in zip(got, oracle.outputs(), strict=True):
-            np.testing.assert_array_equal(value, expected)
-        memory.check()
+        wanted = Oracle(graph_of(name), inputs).outputs()
+        for side in ("before", "after"):
+            print(name, side, flush=True)
+            memory = Guarded(side)
+            got = Library(model, memory).run(inputs)
+            for value, expected in zip(got, wanted, strict=True):
+                np.testing.assert_array_equal(value, expected)
+            memory.check()
 
 
 def main() -> None:
-    """Run the models that the command line names; ``overrun`` reads one element too many."""
-    side, *names = sys.argv[1:]
-    for name in names:
-        print(name, flush=True)
-        if name == "overrun":
-            array = Guarded(side).array((1000,), "float32", 4)
-            ctypes.string_at(array.ctypes.data - (0 if side == "after" else 4), array.nbytes + 4)
+    """Run models; ``before`` and ``after`` instead of a name read one element too many there."""
+    for name in sys.argv[1:]:
+        if name in ("before", "after"):
+            array = Guarded(name).array((1000,), "float32", 4)
+            ctypes.string_at(array.ctypes.data - (0 if name == "after" else 4), array.nbytes + 4)
         else:
-            run(name, side, threads=1 + len(name) % 2)
+            run(name, threads=1 + len(name) % 2)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ SIZES = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(data=st.data(), threads=st.integers(1, 3), sizes=SIZES)
 def test_random_shapes_equal_numpy(
     family: str, data: st.DataObject, threads: int, sizes: list[tuple[int, int, int]]
@@ -86,20 +86,20 @@ def test_random_shapes_equal_numpy(
             np.testing.assert_array_equal(value, expected, strict=True)
 
 
-def guarded(side: str, *names: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.backends.tvm.guarded", side, *names]
+def guarded(*names: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.backends.tvm.guarded", *names]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("part", range(2))
-def test_nothing_is_accessed_around_arrays(part: int, side: str) -> None:
+def test_nothing_is_accessed_around_arrays(part: int) -> None:
     names = list(MODELS)[part::2]
-    run = guarded(side, *names)
-    assert run.returncode == 0, f"{run.stdout.split()[-1:]} on memory guarded {side}: {run.stderr[-2000:]}"
-    assert run.stdout.split() == names
+    run = guarded(*names)
+    lines = run.stdout.splitlines()
+    assert run.returncode == 0, f"{lines[-1:]}: {run.stderr[-2000:]}"
+    assert set(lines) == {f"{name} {side}" for name in names for side in ("before", "after")}
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_the_guard_stops_who_reads_too_much(side: str) -> None:
-    assert guarded(side, "overrun").returncode == -signal.SIGSEGV
+    assert guarded(side).returncode == -signal.SIGSEGV
