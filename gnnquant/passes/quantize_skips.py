@@ -106,7 +106,9 @@ class _Needs(dict["fx.Node", set[int]]):
 
 
 def _stands_for_several(inserter: QuantizerInserter, node: fx.Node, needs: _Needs) -> bool:
-    """Whether several values of its stage would be stored for ``node`` alone, not all of them anyway.
+    """Whether several values of its stage would be stored for ``node`` alone.
+
+    Not if all of them have codes that are as wide anyway, as messages of 8 bits have.
 
     Args:
         inserter: What knows which values have codes.

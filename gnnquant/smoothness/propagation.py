@@ -52,7 +52,8 @@ class SmoothnessConstraint(nn.Module):
         slack_lr: Step of the slack's descent (eta_s).
         limit: Largest multiplier.
         update: What the step's correction is: see ``SmoothPropagation``.
-        correction: Coefficient of ``L D`` or ``A~ D`` in it, per unit of the multiplier.
+        correction: Coefficient of ``L D`` or ``A~ D`` in it, per unit of the multiplier: ``2 eta``, with
+            ``eta`` the step size in the features, and ``-2 eta`` for ``"descent"``.
         reporting: Whether energy and distance are measured too, and everything also in eval mode.
         multiplier: lambda >= 0, scalar buffer.
         slack: s, scalar buffer.

@@ -532,7 +532,7 @@ class _PerRow:
 
 def _constant_weight(scale: Any) -> tuple[int, Any]:
     """The 8-bit weight of every edge, and its unit, where all edges weigh ``scale``."""
-    if scale < SMALLEST:
+    if not scale >= SMALLEST:
         return 0, np.float32(0)
     ratio = np.float32(EDGE_LEVELS) / scale
     return int(np.rint(scale * ratio)), scale * UNIT
