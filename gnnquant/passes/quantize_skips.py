@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from gnnquant.config import QuantSpec
+
 
 @dataclass(frozen=True)
 class QuantizeSkips(Pass):
@@ -136,23 +138,28 @@ def _stands_for_several(inserter: QuantizerInserter, node: fx.Node, needs: _Need
     )
     if len(stored) < 2 or any(others):
         return False
-    return any(_codes(inserter, value) is None for value in stored)
+    return any(_existing(inserter, value, _site(inserter, value)[1]) is None for value in stored)
 
 
-def _codes(inserter: QuantizerInserter, value: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Codes of ``value`` that are as wide as those of a skip, if it has them anyway."""
-    spec = inserter.spec(inserter.namer.skip(value), "skip", value)
-    return None if spec.bits is None else inserter.existing(value, spec.bits)
+def _site(inserter: QuantizerInserter, value: fx.Node) -> tuple[str, QuantSpec]:
+    """What ``value`` is called where it is stored, and how it is."""
+    name = inserter.namer.skip(value)
+    return name, inserter.spec(name, "skip", value)
+
+
+def _existing(inserter: QuantizerInserter, value: fx.Node, spec: QuantSpec) -> tuple[fx.Node, fx.Node] | None:
+    """Codes of ``value`` that are as wide as ``spec`` says, if it has them anyway."""
+    assert spec.bits is not None
+    return inserter.existing(value, spec.bits)
 
 
 def _store(inserter: QuantizerInserter, value: fx.Node, users: list[fx.Node]) -> bool:
     """Let ``users`` read ``value`` from 8-bit codes; returns whether the site is enabled."""
-    name = inserter.namer.skip(value)
-    spec = inserter.spec(name, "skip", value)
+    name, spec = _site(inserter, value)
     if not spec.enabled:
         inserter.notes.append(f"{name}: switched off")
         return False
-    codes, scale = _codes(inserter, value) or inserter.quantize(value, name, "skip", spec)
+    codes, scale = _existing(inserter, value, spec) or inserter.quantize(value, name, "skip", spec)
     restored = inserter.dequantize(value, codes, scale)
     for user in users:
         user.replace_input_with(value, restored)

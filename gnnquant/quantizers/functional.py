@@ -33,9 +33,11 @@ def widened(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def inverse_scale(scale: Tensor) -> Tensor:
-    """``1 / scale``, and 0 where the scale is below ``SMALLEST`` (a row of zeros)."""
-    return torch.where(scale >= SMALLEST, scale.clamp(min=SMALLEST).reciprocal(), torch.zeros_like(scale))
+def inverse_scale(scale: Tensor, numerator: float = 1.0) -> Tensor:
+    """``numerator / scale``, and 0 where the scale is below ``SMALLEST`` (a row of zeros)."""
+    # Not ``numerator / scale``, which torch computes as a product with the reciprocal.
+    quotient = torch.full_like(scale, numerator) / scale.clamp(min=SMALLEST)
+    return torch.where(scale >= SMALLEST, quotient, torch.zeros_like(scale))
 
 
 def centred_codes(value: Tensor, scale: Tensor, bits: int, zero2: int) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gnnquant.integer_graph import EDGE_LEVELS, SMALLEST
-from gnnquant.quantizers.functional import widened
+from gnnquant.integer_graph import EDGE_LEVELS
+from gnnquant.quantizers.functional import inverse_scale, widened
 from gnnquant.quantizers.sparse import SparseCodes
 from gnnquant.quantizers.spmm import entries_of, spmm
 
@@ -154,9 +154,7 @@ class _EdgeCodes(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, target: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
         largest = value.new_zeros((num_nodes, value.size(1)))
         largest.scatter_reduce_(0, target.view(-1, 1).expand_as(value), value.abs(), "amax")
-        # Not 127 / largest, which torch computes as a product with the reciprocal.
-        ratio = torch.full_like(largest, EDGE_LEVELS) / largest.clamp(min=SMALLEST)
-        ratio = torch.where(largest >= SMALLEST, ratio, 0).index_select(0, target)
+        ratio = inverse_scale(largest, EDGE_LEVELS).index_select(0, target)
         unit = largest * (1 / EDGE_LEVELS)
         ctx.save_for_backward(ratio)
         ctx.mark_non_differentiable(unit)

@@ -54,7 +54,7 @@ def adjacency_product(h: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Ten
     out = torch.zeros_like(h)
     for block in _blocks(edge_index.size(1), h.size(-1)):
         source, target = edge_index[:, block]
-        out = out.index_add(0, target, edge_weight[block].unsqueeze(-1) * h.index_select(0, source))
+        out.index_add_(0, target, edge_weight[block].unsqueeze(-1) * h.index_select(0, source))
     return out
 
 

@@ -187,13 +187,12 @@ def test_skips_do_not_depend_on_the_number_of_edges(edges: int) -> None:
 @pytest.mark.parametrize(
     ("bits", "read_again", "stored"),
     [
-        (4, False, ["a.skip"]),  # the sum
-        (
-            4,
-            True,
-            ["a.skip", "a.skip_1"],
-        ),  # its terms, since one is read again: both are stored, and added later
-        (8, False, []),  # both have codes of 8 bits anyway
+        # the sum
+        (4, False, ["a.skip"]),
+        # its terms, since one of them is read again
+        (4, True, ["a.skip", "a.skip_1"]),
+        # none: both have codes of 8 bits anyway
+        (8, False, []),
     ],
 )
 def test_a_sum_is_stored_rather_than_its_terms(bits: int, read_again: bool, stored: list[str]) -> None:

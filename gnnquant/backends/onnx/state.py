@@ -215,9 +215,9 @@ class State:
 
     def inverse(self, value: str, numerator: float = 1.0) -> str:
         """``numerator / value`` where ``value >= SMALLEST``, else 0."""
-        positive = self.to.op("GreaterOrEqual", value, self.to.scalar(SMALLEST))
+        large = self.to.op("GreaterOrEqual", value, self.to.scalar(SMALLEST))
         quotient = self.to.op("Div", self.to.scalar(numerator), value)
-        return self.to.op("Where", positive, quotient, self.to.scalar(0.0))
+        return self.to.op("Where", large, quotient, self.to.scalar(0.0))
 
     def zero_point(self, kind: int, value: int = 0, count: int = 0) -> str:
         """A zero point [] or [count] of a type, which also says what type is quantized to."""

@@ -75,7 +75,7 @@ class _Factoring(Rewriter):
 
     def _roots(self, end: Node, *factors: float) -> Node:
         """``exp(factor x / DEPTH)`` of the rows x that ``end`` gathers, for one factor after the other."""
-        x = self.by_name[end.inputs[0]]
+        x = self.graph[end.inputs[0]]
         x = self._add("reshape", x, shape=(x.columns,))
         parts = [self._add("mul", x, scalar=factor / DEPTH) for factor in factors]
         part = parts[0]

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 def factor_scales(graph: IntegerGraph) -> IntegerGraph:
     """``graph``, in which weighted sums of codes with one scale are multiplied by it afterwards."""
-    by_name = {node.name: node for node in graph.nodes}
     names = graph.names()
 
     def scale(node: Node) -> float | None:
         if node.op != "spmm" or len(node.inputs) < 2 or node.attrs.get("unscaled"):
             return None
-        quantizer = origin(by_name, node.inputs[0], "reshape", "gather")
+        quantizer = origin(graph, node.inputs[0], "reshape", "gather")
         return quantizer.attrs["scale"] if quantizer.attrs["granularity"] == "tensor" else None
 
     nodes: list[Node] = []

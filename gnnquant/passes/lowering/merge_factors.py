@@ -56,7 +56,7 @@ class _Merging(Rewriter):
             return ""
         if "scalar" in node.attrs:
             return node.inputs[0] if _moderate(node.attrs["scalar"]) else ""
-        x, y = (self.by_name[name] for name in node.inputs)
+        x, y = (self.graph[name] for name in node.inputs)
         if x.columns == 1:
             x, y = y, x
         return x.name if y.columns == 1 and y.rows == node.rows and x.shape == node.shape else ""
@@ -65,7 +65,7 @@ class _Merging(Rewriter):
         """The products that end with ``last``, from there on."""
         chain = [last]
         while self.scaled[chain[-1].name] in self.inner:
-            chain.append(self.by_name[self.scaled[chain[-1].name]])
+            chain.append(self.graph[self.scaled[chain[-1].name]])
         return chain
 
     def _merge(self, chain: list[Node]) -> list[Node]:
@@ -83,7 +83,7 @@ class _Merging(Rewriter):
 
         def product(*inputs: str, **attrs: float) -> str:
             name = take_name(f"{last.name}.factor", self.names)
-            shape = self.by_name[numbers[0]].shape
+            shape = self.graph[numbers[0]].shape
             found.append(Node(name, "mul", inputs, attrs, shape, last.rows, last.source))
             return name
 

@@ -15,15 +15,13 @@ class Rewriter:
 
     Attributes:
         graph: As it was.
-        by_name: Its nodes.
         names: What is taken, for ``take_name``.
     """
 
     def __init__(self, graph: IntegerGraph) -> None:
         self.graph = graph
-        self.by_name = {node.name: node for node in graph.nodes}
         self.names = graph.names()
 
     def without_reshapes(self, name: str) -> Node:
         """The node that has the columns of ``name``."""
-        return origin(self.by_name, name, "reshape")
+        return origin(self.graph, name, "reshape")

@@ -14,7 +14,7 @@ from gnnquant.runtime import CompiledModel
 from gnnquant.runtime.artifact import model_from_payload
 from tests.backends.cuda import emulation
 from tests.backends.tvm import graphs
-from tests.backends.tvm.models import MODELS, SIZES, graph_of
+from tests.backends.tvm.models import MODELS, SIZES, calls_of, graph_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,9 +49,7 @@ def compare_on(model: CompiledModel, graph: IntegerGraph, calls: list[dict[str, 
 @pytest.mark.parametrize("name", MODELS)
 def test_kernels_equal_the_reference(name: str, emulated: Path) -> None:
     """No node, no edge, hubs, self-loops; sizes grow, shrink and come back."""
-    graph = graph_of(name)
-    calls = [graphs.values(graph, *size) for size in (*SIZES, SIZES[2], SIZES[-1])]
-    compare(graph, calls + [graphs.faint(graph)] * (name in graphs.FAINT))
+    compare(graph_of(name), calls_of(name, (*SIZES, SIZES[2], SIZES[-1])))
 
 
 @pytest.mark.parametrize("name", CROWDED)

@@ -25,8 +25,7 @@ from gnnquant.integer_graph import (
 )
 from tests.backends.onnx.helpers import reference, session
 from tests.backends.reference import test_kernels as kernels
-from tests.backends.tvm import graphs as small
-from tests.backends.tvm.models import MODELS, graph_of
+from tests.backends.tvm.models import MODELS, calls_of, graph_of
 
 F = np.float32
 
@@ -339,8 +338,7 @@ def test_models_of_all_operations(name: str) -> None:
     graph.outputs = [output for output in graph.outputs if graph[output].rows not in edges_of]
     graph.result = None
     ours, theirs = session(graph), reference(graph)
-    calls = [small.values(graph, *size) for size in ((0, 0), (1, 4), (13, 40))]
-    for call in calls + [small.faint(graph)] * (name in small.FAINT):
+    for call in calls_of(name, ((0, 0), (1, 4), (13, 40))):
         for got, wanted in zip(flat(ours(**call)), flat(theirs(**call)), strict=True):
             assert got.shape == wanted.shape
             near = np.isclose(got, wanted, 1e-4, 1e-5 * max(1.0, np.abs(wanted).max(initial=0)))

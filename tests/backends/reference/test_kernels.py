@@ -22,8 +22,7 @@ from gnnquant.integer_graph import (
     pack_codes,
 )
 from gnnquant.runtime import CompiledModel
-from tests.backends.tvm import graphs
-from tests.backends.tvm.models import MODELS, graph_of
+from tests.backends.tvm.models import MODELS, calls_of, graph_of
 from tests.backends.tvm.oracle import Oracle
 
 if TYPE_CHECKING:
@@ -430,8 +429,7 @@ def test_models_equal_the_oracle(name: str) -> None:
     """Whole models, interpreted twice: in torch here, in numpy by an oracle that shares no code."""
     graph = graph_of(name)
     model = CompiledModel(ReferenceExecutor(graph), graph, {})
-    calls = [graphs.values(graph, *size) for size in ((0, 0), (1, 4), (13, 40), (60, 300))]
-    for inputs in calls + [graphs.faint(graph)] * (name in graphs.FAINT):
+    for inputs in calls_of(name, ((0, 0), (1, 4), (13, 40), (60, 300))):
         got = model(**inputs)
         got = got if isinstance(got, tuple) else (got,)
         for output, wanted in zip(got, Oracle(graph, inputs).outputs(), strict=True):

@@ -535,19 +535,6 @@ def values(graph: IntegerGraph, nodes: int, edges: int, seed: int = 1) -> dict[s
     return found
 
 
-FAINT = (
-    "gcn-2",
-    "gcn-8",
-    "gcn-tensor-8",
-    "gcn-weighted",
-    "gcn-tensor-weighted",
-    "gat-8",
-    "gat-weighted",
-    "edges-8",
-)
-"""Models whose inputs may be next to nothing."""
-
-
 def faint(graph: IntegerGraph) -> dict[str, NDArray[Any]]:
     """Inputs of which one row after the other is smaller, through subnormal numbers down to zero."""
     found = values(graph, 60, 300)

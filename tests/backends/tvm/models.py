@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gnnquant.backends.tvm import BuiltModel, build
 from tests.backends.tvm import graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
 
     from gnnquant.integer_graph import IntegerGraph
 
@@ -63,6 +65,17 @@ MODELS: dict[str, Callable[[], IntegerGraph]] = {
     "floats-mean": lambda: graphs.floats("mean", heads=1, features=16),
     "floats-max": lambda: graphs.floats("max", heads=2, features=16),
 }
+FAINT = (
+    "gcn-2",
+    "gcn-8",
+    "gcn-tensor-8",
+    "gcn-weighted",
+    "gcn-tensor-weighted",
+    "gat-8",
+    "gat-weighted",
+    "edges-8",
+)
+"""Models whose inputs may be next to nothing."""
 THREADS = {"bipartite": 2, "pooled": 2}
 """Models that are called with more than one thread through the whole runtime too."""
 
@@ -73,6 +86,13 @@ def graph_of(name: str) -> IntegerGraph:
     graph = MODELS[name]()
     graph.verify()
     return graph
+
+
+def calls_of(name: str, sizes: Iterable[tuple[int, int]]) -> list[dict[str, NDArray[Any]]]:
+    """Inputs of the graph ``name``: of so many nodes and edges, and next to nothing if it can take that."""
+    graph = graph_of(name)
+    calls = [graphs.values(graph, *size) for size in sizes]
+    return [*calls, graphs.faint(graph)] if name in FAINT else calls
 
 
 def built(name: str, threads: int = 1, mcpu: str = "") -> BuiltModel:

@@ -30,7 +30,7 @@ from gnnquant.runtime.memory import aligned_copy
 from gnnquant.runtime.plan import GRAPH_PADDING, Plan
 from tests.backends.tvm import graphs
 from tests.backends.tvm.driver import Library
-from tests.backends.tvm.models import MODELS, SIZES, THREADS, built, graph_of
+from tests.backends.tvm.models import MODELS, SIZES, THREADS, built, calls_of, graph_of
 from tests.backends.tvm.oracle import Oracle, csr
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ HAS_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= FLAG
 
 def check(name: str, sizes: Any = SIZES, threads: int = 1, mcpu: str = "") -> None:
     graph, library = graph_of(name), Library(built(name, threads, mcpu))
-    calls = [graphs.values(graph, *size) for size in sizes]
-    for inputs in calls + [graphs.faint(graph)] * (name in graphs.FAINT):
+    for inputs in calls_of(name, sizes):
         oracle = Oracle(graph, inputs)
         got = library.run(inputs)
         where = f"of {len(inputs['x'])} rows"
